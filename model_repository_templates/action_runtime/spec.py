@@ -1,0 +1,227 @@
+"""The serving contract: one frozen value, one JSON string.
+
+The exporter writes the string into the `parameters` of the ensemble, where a client finds it with
+`get_model_config`, and of the preprocess model, whose backend gets it in `args["model_config"]`.
+It holds decisions only; every shape is derived from them here, so that none can disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+SCHEMA = 1
+PARAMETER = "serving_contract"
+"""Key of the contract in the `parameters` of config.pbtxt."""
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos"]
+
+
+class ContractError(ValueError):
+    """The text is no contract of a schema that this code can read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleFrames:
+    """mmaction2's SampleFrames with test_mode=True."""
+
+    kind: ClassVar[str] = "sample_frames"
+    clip_len: int
+    frame_interval: int = 1
+    num_clips: int = 1
+    twice_sample: bool = False
+    out_of_bound: Literal["loop", "repeat_last"] = "loop"
+    target_fps: float | None = None
+
+    @property
+    def total_clips(self) -> int:
+        return self.num_clips * (2 if self.twice_sample else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseSampleFrames:
+    """mmaction2's DenseSampleFrames with test_mode=True: num_clips at each of several positions."""
+
+    kind: ClassVar[str] = "dense_sample_frames"
+    clip_len: int
+    frame_interval: int = 1
+    num_clips: int = 1
+    sample_range: int = 64
+    num_sample_positions: int = 10
+    out_of_bound: Literal["loop", "repeat_last"] = "loop"
+
+    @property
+    def total_clips(self) -> int:
+        return self.num_clips * self.num_sample_positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UniformSample:
+    """mmaction2's UniformSample with test_mode=True."""
+
+    kind: ClassVar[str] = "uniform_sample"
+    clip_len: int
+    num_clips: int = 1
+
+    @property
+    def total_clips(self) -> int:
+        return self.num_clips
+
+
+Sampler = SampleFrames | DenseSampleFrames | UniformSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepRatioResize:
+    """As large as possible with the short side <= short and the long side <= long (None: no limit).
+
+    With long=None the short side becomes exactly `short`: mmaction2's scale=(-1, short).
+    """
+
+    kind: ClassVar[str] = "keep_ratio"
+    short: int
+    long: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedResize:
+    """Exactly this size, whatever the aspect ratio: mmaction2's keep_ratio=False."""
+
+    kind: ClassVar[str] = "fixed"
+    width: int
+    height: int
+    interpolation: Interpolation = "bilinear"
+
+
+Resize = KeepRatioResize | FixedResize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """`count` crops of width x height pixels of every frame, in mmaction2's order.
+
+    center: the middle. three: left, right, middle (top, bottom, middle of an upright frame).
+    ten: upper left, upper right, lower left, lower right, centre, each followed by its flip.
+    """
+
+    kind: Literal["center", "three", "ten"]
+    width: int
+    height: int
+
+    @property
+    def count(self) -> int:
+        return {"center": 1, "three": 3, "ten": 10}[self.kind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """How a video becomes the `clips` of the recognizer, and what its `scores` mean.
+
+    reads_fps: the config's decoder tells SampleFrames the frame rate (only decord does in
+        mmaction2); where it is False, target_fps has no effect on the sampled positions.
+    average: what is averaged over the views, softmax probabilities or raw scores.
+    labels: one name for each class in order, or empty where none are known.
+    config_views: num_clips and crops of the config, when fewer views are served than it asks for.
+    provenance: config name and sha256, checkpoint sha256, version of the exporter.
+    """
+
+    sampler: Sampler
+    resize: Resize | None
+    crop: Crop | None
+    classes: int
+    average: Literal["prob", "score"]
+    channels: int = 3
+    reads_fps: bool = True
+    labels: tuple[str, ...] = ()
+    config_views: Mapping[str, int | str] | None = None
+    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.crop is None and not isinstance(self.resize, FixedResize):
+            raise ContractError("without a crop only a fixed resize gives clips of one size")
+        if self.labels and len(self.labels) != self.classes:
+            raise ContractError(f"{len(self.labels)} labels for {self.classes} classes")
+
+    @property
+    def positions(self) -> int:
+        """Length of `frame_index`: sampled clips x clip_len."""
+        return self.sampler.total_clips * self.sampler.clip_len
+
+    @property
+    def crops(self) -> int:
+        return self.crop.count if self.crop is not None else 1
+
+    @property
+    def views(self) -> int:
+        """Clips of one video that the recognizer sees: crops x sampled clips, crop-major."""
+        return self.crops * self.sampler.total_clips
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) of each frame of `clips`."""
+        box = self.crop if self.crop is not None else self.resize
+        assert isinstance(box, Crop | FixedResize)  # __post_init__
+        return box.height, box.width
+
+    @property
+    def clips_shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of `clips` without its batch axis: views, clip_len, height, width, channels."""
+        return (self.views, self.sampler.clip_len, *self.frame_size, self.channels)
+
+    def to_json(self) -> str:
+        """The one string that is written; keys are sorted, so equal contracts are equal strings."""
+        return json.dumps({"schema": SCHEMA, **_plain(self)}, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Parses `to_json`'s string.
+
+        Raises:
+            ContractError: no JSON, another schema, a missing or unknown field.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise ContractError(f"the serving contract is no JSON: {exc}") from exc
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ContractError(
+                f"the serving contract is not of schema {SCHEMA}; install the action-export "
+                "version that wrote the model repository"
+            )
+        try:
+            return cls(
+                **{
+                    **data,
+                    "sampler": _tagged(_SAMPLERS, data["sampler"]),
+                    "resize": _tagged(_RESIZES, data["resize"]),
+                    "crop": None if data["crop"] is None else Crop(**data["crop"]),
+                    "labels": tuple(data["labels"]),
+                }
+            )
+        except (KeyError, TypeError) as exc:
+            raise ContractError(f"the serving contract is incomplete: {exc}") from exc
+
+
+_SAMPLERS: dict[str, Any] = {c.kind: c for c in (SampleFrames, DenseSampleFrames, UniformSample)}
+_RESIZES: dict[str, Any] = {c.kind: c for c in (KeepRatioResize, FixedResize)}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, tagged with their `kind` where that is a class attribute."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": value.kind, **fields} if hasattr(value, "kind") else fields
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tagged(classes: dict[str, Any], data: dict[str, Any] | None) -> Any:
+    if data is None:
+        return None
+    fields = dict(data)
+    return classes[fields.pop("kind")](**fields)
