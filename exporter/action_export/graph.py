@@ -1,0 +1,60 @@
+"""The module that is exported: uint8 `clips` in, `scores` out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from action_export.types import Layout
+
+if TYPE_CHECKING:
+    import torch
+
+
+def serving_module(
+    model: torch.nn.Module, *, layout: Layout, average: Literal["prob", "score"]
+) -> torch.nn.Module:
+    """Wraps a recognizer in eval mode so that it maps `clips` to what `model.predict` scores.
+
+    The module takes uint8 [batch, views, clip_len, h, w, channels] and returns float32
+    [batch, classes]. Rows are independent: views are averaged within a row only.
+    """
+    import torch
+    from torch.nn.functional import softmax
+
+    # mmaction2 is untyped: extract_feat, cls_head and data_preprocessor are its BaseRecognizer's.
+    recognizer: Any = model
+
+    class ServingModule(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recognizer = model
+
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            batch = clips.shape[0]
+            # Transposed while still uint8: a quarter of the bytes to move. Contiguous, because the
+            # exporter spells out the strides of what it takes for channels_last (as_strided).
+            if layout == "NCHW":
+                inputs = clips.permute(0, 1, 2, 5, 3, 4).flatten(1, 2).contiguous()
+            else:
+                inputs = clips.permute(0, 1, 5, 2, 3, 4).contiguous()
+            normalised = _normalise(inputs, recognizer.data_preprocessor, layout)
+            features, options = recognizer.extract_feat(normalised, test_mode=True)
+            per_view = recognizer.cls_head(features, **options)
+            # mmaction2's BaseHead.predict_by_feat: rows of one video are adjacent.
+            views = per_view.reshape(batch, -1, per_view.shape[-1])
+            return (softmax(views, dim=2) if average == "prob" else views).mean(dim=1)
+
+    return ServingModule().eval()
+
+
+def _normalise(inputs: torch.Tensor, preprocessor: Any, layout: Layout) -> torch.Tensor:
+    """ActionDataPreprocessor.preprocess for inputs of [batch, n, C, (T,) h, w]."""
+    if preprocessor.to_rgb:
+        inputs = inputs.flip(2)
+    values: torch.Tensor = inputs.float()
+    if not preprocessor._enable_normalize:
+        return values
+    channels = (1, 1, -1) + (1,) * (2 if layout == "NCHW" else 3)
+    mean, std = (buffer.reshape(channels) for buffer in (preprocessor.mean, preprocessor.std))
+    normalised: torch.Tensor = (values - mean) / std
+    return normalised

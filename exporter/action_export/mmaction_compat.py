@@ -1,0 +1,56 @@
+"""Imports mmaction2 as its wheel is: one module is missing from it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from types import ModuleType
+
+from action_export.errors import DependencyError
+
+# mmaction/models/localizers/__init__.py of the 1.2.0 wheel imports `.drn.drn`, which the wheel
+# lacks: its packaging left the folder out. A recognizer never uses it.
+_MISSING = "mmaction.models.localizers.drn"
+
+
+def import_mmaction() -> ModuleType:
+    """Imports mmaction2 with every registry filled, and returns the package.
+
+    Raises:
+        DependencyError: mmaction2 is not installed, or does not import.
+    """
+    if importlib.util.find_spec("mmaction") is None:
+        raise DependencyError(
+            "mmaction2 is not installed", hint='pip install "action-export[export]"'
+        )
+    try:
+        if not _is_in_wheel():
+            _install_stub()
+        mmaction = importlib.import_module("mmaction")
+        importlib.import_module("mmaction.utils").register_all_modules(init_default_scope=True)
+    except ImportError as exc:
+        raise DependencyError(
+            f"mmaction2 does not import: {exc}",
+            hint='pip install "action-export[export]" installs versions that work together',
+        ) from exc
+    return mmaction
+
+
+def _is_in_wheel() -> bool:
+    """Looks for the folder, because find_spec would import its broken parent package."""
+    spec = importlib.util.find_spec("mmaction")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    root = next(iter(spec.submodule_search_locations))
+    return (
+        importlib.machinery.PathFinder.find_spec("drn", [f"{root}/models/localizers"]) is not None
+    )
+
+
+def _install_stub() -> None:
+    for name in (_MISSING, f"{_MISSING}.drn"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules[f"{_MISSING}.drn"].DRN = type("DRN", (), {})  # type: ignore[attr-defined]

@@ -1,0 +1,427 @@
+"""Derives the serving contract from a test pipeline, or refuses by name and position.
+
+Only what has been shown equal to mmaction2 is accepted: a transform or an argument that is not
+listed here is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from action_runtime.spec import (
+    Contract,
+    ContractError,
+    Crop,
+    DenseSampleFrames,
+    FixedResize,
+    Interpolation,
+    KeepRatioResize,
+    Resize,
+    SampleFrames,
+    Sampler,
+    UniformSample,
+)
+
+from action_export.errors import ConfigError, UnsupportedError
+from action_export.source import RecognizerConfig, Transform
+from action_export.types import Layout, ViewOptions
+
+T = TypeVar("T")
+
+# Decoders by what they open. Only decord's tells the frame rate to SampleFrames.
+INITS = ("DecordInit", "PyAVInit", "OpenCVInit", "PIMSInit")
+DECODES = ("DecordDecode", "PyAVDecode", "OpenCVDecode", "PIMSDecode", "RawFrameDecode")
+_CROPS: Mapping[str, Literal["center", "three", "ten"]] = {
+    "CenterCrop": "center",
+    "ThreeCrop": "three",
+    "TenCrop": "ten",
+}
+_CROP_TRANSFORMS = {kind: name for name, kind in _CROPS.items()}
+_SAMPLERS = ("SampleFrames", "DenseSampleFrames", "UniformSample")
+# mmaction2's defaults come first.
+_LAYOUTS: tuple[Layout, ...] = ("NCHW", "NCTHW")
+_OUT_OF_BOUND: tuple[Literal["loop", "repeat_last"], ...] = ("loop", "repeat_last")
+_INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "nearest", "bicubic", "area", "lanczos")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """What the pipeline does to a video.
+
+    pipeline: the transforms with the views that are served; the proof runs these through mmaction2.
+    config_views: the config's own views where they differ from the served ones.
+    """
+
+    pipeline: tuple[Transform, ...]
+    sampler: Sampler
+    resize: Resize | None
+    crop: Crop | None
+    layout: Layout
+    reads_fps: bool
+    config_views: Mapping[str, int | str] | None
+
+    def contract(
+        self,
+        config: RecognizerConfig,
+        *,
+        labels: tuple[str, ...],
+        provenance: Mapping[str, str],
+    ) -> Contract:
+        """The value that clients and the preprocess model read."""
+        try:
+            return Contract(
+                sampler=self.sampler,
+                resize=self.resize,
+                crop=self.crop,
+                classes=class_count(config),
+                average=average_clips(config),
+                reads_fps=self.reads_fps,
+                labels=labels,
+                config_views=self.config_views,
+                provenance=provenance,
+            )
+        except ContractError as exc:
+            raise UnsupportedError(
+                f"the test pipeline of {config.path.name} cannot be served: {exc}",
+                hint="add a CenterCrop, or a Resize with keep_ratio=False",
+            ) from exc
+
+
+def derive(config: RecognizerConfig, views: ViewOptions) -> Preprocessing:
+    """Reads the test pipeline, with `views` in place of the config's where they are given.
+
+    Raises:
+        UnsupportedError: a transform, an argument or an order with no serving equivalent.
+        ConfigError: the pipeline contradicts itself or the data_preprocessor.
+    """
+    pipeline = tuple(_with_views(transform, views) for transform in config.pipeline)
+    steps = _Steps(config)
+    for position, transform in enumerate(pipeline):
+        steps.read(position, transform)
+    served = steps.finish(pipeline)
+    original = _views(config.pipeline)
+    return replace(served, config_views=original if original != _views(pipeline) else None)
+
+
+def class_count(config: RecognizerConfig) -> int:
+    match config.model.get("cls_head"):
+        case {"num_classes": int(classes)}:
+            return classes
+        case _:
+            raise ConfigError(
+                f"{config.path.name} has no model.cls_head.num_classes",
+                hint="a recognizer to serve needs a classification head",
+            )
+
+
+def average_clips(config: RecognizerConfig) -> Literal["prob", "score"]:
+    """What the head averages over the views of a video."""
+    match config.model.get("cls_head", {}).get("average_clips"):
+        case "prob":
+            return "prob"
+        case "score":
+            return "score"
+        case other:
+            raise UnsupportedError(
+                f"model.cls_head.average_clips is {other!r}, so the scores of a video are not "
+                "averaged to one row",
+                hint="--cfg-options model.cls_head.average_clips=prob",
+            )
+
+
+class _Steps:
+    """The stages of a test pipeline, filled in order: decode, sample, resize, crop, format."""
+
+    def __init__(self, config: RecognizerConfig) -> None:
+        self._config = config
+        self._sampler: Sampler | None = None
+        self._resize: Resize | None = None
+        self._crop: Crop | None = None
+        self._layout: Layout | None = None
+        self._reads_fps = False
+        self._decoded = False
+        self._packed = False
+
+    def read(self, position: int, transform: Transform) -> None:
+        arguments = dict(transform)
+        name = str(arguments.pop("type"))
+        where = f"test_pipeline[{position}], {name},"
+        reader = self._reader(name)
+        if reader is None:
+            raise _unknown(position, name)
+        if self._packed:
+            raise UnsupportedError(f"{where} comes after PackActionInputs")
+        reader(name, _Arguments(where, arguments))
+
+    def _reader(self, name: str) -> Callable[[str, _Arguments], None] | None:
+        readers: dict[str, Callable[[str, _Arguments], None]] = {
+            **dict.fromkeys(INITS, self._read_init),
+            **dict.fromkeys(DECODES, self._read_decode),
+            **dict.fromkeys(_SAMPLERS, self._read_sampler),
+            **dict.fromkeys(_CROPS, self._read_crop),
+            "Resize": self._read_resize,
+            "Flip": self._read_flip,
+            "FormatShape": self._read_format,
+            "PackActionInputs": self._read_pack,
+        }
+        return readers.get(name)
+
+    def _read_init(self, name: str, arguments: _Arguments) -> None:
+        arguments.ignore("io_backend", "num_threads", "mode")
+        arguments.finish()
+        self._reads_fps = name == "DecordInit"
+
+    def _read_decode(self, name: str, arguments: _Arguments) -> None:
+        if self._sampler is None:
+            raise arguments.refuse("comes before the sampler")
+        arguments.expect("mode", "accurate")  # "efficient" returns key frames instead
+        arguments.ignore("io_backend", "decoding_backend", "multi_thread")
+        arguments.finish()
+        self._decoded = True
+
+    def _read_sampler(self, name: str, arguments: _Arguments) -> None:
+        if self._sampler is not None:
+            raise arguments.refuse("is a second sampler")
+        arguments.expect("test_mode", True, default=False)
+        clip_len = arguments.integer("clip_len")
+        num_clips = arguments.integer("num_clips", 1)
+        if name == "UniformSample":
+            self._sampler = UniformSample(clip_len=clip_len, num_clips=num_clips)
+            arguments.finish()
+            return
+        arguments.expect("temporal_jitter", False)
+        arguments.ignore("keep_tail_frames")  # read in training only
+        interval = arguments.integer("frame_interval", 1)
+        bound = arguments.choice("out_of_bound_opt", _OUT_OF_BOUND)
+        twice = bool(arguments.take("twice_sample", False))
+        target_fps = arguments.take("target_fps", None)
+        if name == "SampleFrames":
+            if twice and num_clips == 1 and clip_len > 1:
+                raise arguments.refuse("has twice_sample with one clip: mmaction2 divides by zero")
+            self._sampler = SampleFrames(
+                clip_len=clip_len,
+                frame_interval=interval,
+                num_clips=num_clips,
+                twice_sample=twice,
+                out_of_bound=bound,
+                target_fps=None if target_fps is None else float(target_fps),
+            )
+        else:  # DenseSampleFrames takes twice_sample and target_fps, and never reads them
+            self._sampler = DenseSampleFrames(
+                clip_len=clip_len,
+                frame_interval=interval,
+                num_clips=num_clips,
+                out_of_bound=bound,
+                sample_range=arguments.integer("sample_range", 64),
+                num_sample_positions=arguments.integer("num_sample_positions", 10),
+            )
+        arguments.finish()
+
+    def _read_resize(self, name: str, arguments: _Arguments) -> None:
+        self._check_pixels(arguments)
+        if self._resize is not None or self._crop is not None:
+            raise arguments.refuse("must be the only Resize and come before the crop")
+        arguments.expect("lazy", False)
+        interpolation = arguments.choice("interpolation", _INTERPOLATIONS)
+        keep_ratio = bool(arguments.take("keep_ratio", True))
+        match arguments.take("scale"):
+            case (int(a), int(b)) if not keep_ratio and min(a, b) > 0:
+                self._resize = FixedResize(width=a, height=b, interpolation=interpolation)
+            case (int() | float() as a, int() | float() as b) if keep_ratio and max(a, b) > 0:
+                short, long = sorted((a, b))
+                # mmaction2 reads -1 as "no limit on the long side"
+                unbounded = short == -1 or math.isinf(long)
+                self._resize = KeepRatioResize(
+                    short=int(long if short == -1 else short),
+                    long=None if unbounded else int(long),
+                    interpolation=interpolation,
+                )
+            case other:
+                raise arguments.refuse(f"has scale={other!r}; a pair of pixels is served")
+        arguments.finish()
+
+    def _read_crop(self, name: str, arguments: _Arguments) -> None:
+        self._check_pixels(arguments)
+        if self._crop is not None:
+            raise arguments.refuse("is a second crop")
+        arguments.expect("lazy", False)
+        match arguments.take("crop_size"):
+            case int(size):
+                width = height = size
+            case (int(width), int(height)):
+                pass
+            case other:
+                raise arguments.refuse(f"has crop_size={other!r}; a number or (w, h) is served")
+        self._crop = Crop(kind=_CROPS[name], width=width, height=height)
+        arguments.finish()
+
+    def _read_flip(self, name: str, arguments: _Arguments) -> None:
+        arguments.expect("flip_ratio", 0, default=0.5)
+        arguments.ignore("direction", "flip_label_map", "left_kp", "right_kp")
+        arguments.expect("lazy", False)
+        arguments.finish()
+
+    def _read_format(self, name: str, arguments: _Arguments) -> None:
+        self._layout = arguments.choice("input_format", _LAYOUTS)
+        arguments.expect("collapse", False)
+        arguments.finish()
+
+    def _read_pack(self, name: str, arguments: _Arguments) -> None:
+        arguments.ignore("collect_keys", "meta_keys", "algorithm_keys")
+        arguments.finish()
+        self._packed = True
+
+    def _check_pixels(self, arguments: _Arguments) -> None:
+        if not self._decoded:
+            raise arguments.refuse("comes before a decoder")
+        if self._layout is not None:
+            raise arguments.refuse("comes after FormatShape")
+
+    def finish(self, pipeline: tuple[Transform, ...]) -> Preprocessing:
+        """Everything read, checked as a whole."""
+        name = self._config.path.name
+        if self._sampler is None or not self._decoded:
+            raise UnsupportedError(
+                f"the test pipeline of {name} samples and decodes no frames",
+                hint=f"a served pipeline has one of {', '.join(_SAMPLERS)} and then a decoder",
+            )
+        if self._layout is None or not self._packed:
+            raise UnsupportedError(
+                f"the test pipeline of {name} does not end with FormatShape and PackActionInputs",
+                hint="add them; they are what a recognizer is fed with",
+            )
+        self._check_layout(self._layout)
+        self._check_segments(self._sampler)
+        return Preprocessing(
+            pipeline=pipeline,
+            sampler=self._sampler,
+            resize=self._resize,
+            crop=self._crop,
+            layout=self._layout,
+            reads_fps=self._reads_fps,
+            config_views=None,
+        )
+
+    def _check_layout(self, layout: Layout) -> None:
+        preprocessor = self._config.model.get("data_preprocessor") or {}
+        channels = len(preprocessor.get("mean") or ()) or 3
+        if channels not in (1, 3):
+            raise UnsupportedError(
+                f"model.data_preprocessor normalises {channels} channels; RGB frames are served",
+                hint="optical flow is not exported yet",
+            )
+        declared = preprocessor.get("format_shape", "NCHW")
+        if declared != layout:
+            raise ConfigError(
+                f"FormatShape makes {layout}, model.data_preprocessor expects {declared}",
+                hint=f"--cfg-options model.data_preprocessor.format_shape={layout}",
+            )
+
+    def _check_segments(self, sampler: Sampler) -> None:
+        """A model that mixes a fixed number of segments needs whole groups of them."""
+        model = self._config.model
+        for part in ("backbone", "cls_head"):
+            segments = (model.get(part) or {}).get("num_segments")
+            frames = sampler.total_clips * sampler.clip_len
+            if isinstance(segments, int) and self._layout == "NCHW" and frames % segments:
+                raise ConfigError(
+                    f"{frames} frames are sampled, but model.{part} mixes groups of {segments}",
+                    hint=f"take --num-clips {segments} or a multiple of it",
+                )
+
+
+class _Arguments:
+    """The arguments of one transform; what nobody asked for is refused at the end."""
+
+    def __init__(self, where: str, values: dict[str, Any]) -> None:
+        self._where = where
+        self._values = values
+
+    def take(self, key: str, *default: Any) -> Any:
+        if key not in self._values and not default:
+            raise self.refuse(f"lacks {key}")
+        return self._values.pop(key, *default)
+
+    def integer(self, key: str, *default: int) -> int:
+        value = self.take(key, *default)
+        if not isinstance(value, int) or value < 1:
+            raise self.refuse(f"has {key}={value!r}; a positive whole number is served")
+        return value
+
+    def choice(self, key: str, choices: tuple[T, ...]) -> T:
+        """One of `choices`, the first of which is mmaction2's default."""
+        value = self._values.pop(key, choices[0])
+        for choice in choices:
+            if value == choice:
+                return choice
+        raise self.refuse(f"has {key}={value!r}; served are {', '.join(map(repr, choices))}")
+
+    def expect(self, key: str, value: Any, *, default: Any = None) -> None:
+        """Refuses another value. `default` is mmaction2's, where that is not `value`."""
+        have = self._values.pop(key, value if default is None else default)
+        if have != value:
+            raise self.refuse(f"has {key}={have!r}; served is {key}={value!r}")
+
+    def ignore(self, *keys: str) -> None:
+        """Arguments that change no index and no pixel."""
+        for key in keys:
+            self._values.pop(key, None)
+
+    def finish(self) -> None:
+        if self._values:
+            unread = ", ".join(f"{key}={value!r}" for key, value in self._values.items())
+            raise self.refuse(f"has {unread}, which has no serving equivalent")
+
+    def refuse(self, fact: str) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self._where} {fact}",
+            hint="edit the config or override it with --cfg-options; docs/preprocessing.md lists "
+            "what is served",
+        )
+
+
+def _unknown(position: int, name: str) -> UnsupportedError:
+    known = (*INITS, *DECODES, *_SAMPLERS, *_CROPS, "Resize", "FormatShape", "PackActionInputs")
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return UnsupportedError(
+        f"test_pipeline[{position}] is {name!r}, which has no serving equivalent",
+        hint=f"the nearest that is served is {close!r}; docs/preprocessing.md has the list",
+    )
+
+
+def _with_views(transform: Transform, views: ViewOptions) -> Transform:
+    name = str(transform.get("type"))
+    if name in _SAMPLERS and views.num_clips is not None:
+        return _with_clips(transform, views.num_clips)
+    if views.crops != "config" and name in _CROPS:
+        return {**transform, "type": _CROP_TRANSFORMS[views.crops]}
+    return transform
+
+
+def _with_clips(sampler: Transform, num_clips: int) -> Transform:
+    """`num_clips` clips in all, so no second pass and one position of a dense sampler."""
+    single: dict[str, dict[str, Any]] = {
+        "SampleFrames": {"twice_sample": False},
+        "DenseSampleFrames": {"num_sample_positions": 1},
+    }
+    return {**sampler, "num_clips": num_clips, **single.get(str(sampler["type"]), {})}
+
+
+def _views(pipeline: tuple[Transform, ...]) -> dict[str, int | str]:
+    """Sampled clips and crops of a pipeline, to compare and to record."""
+    views: dict[str, int | str] = {"num_clips": 1, "crops": "none"}
+    for transform in pipeline:
+        name = transform.get("type")
+        if name in _SAMPLERS:
+            clips = int(transform.get("num_clips", 1))
+            twice = name == "SampleFrames" and transform.get("twice_sample")
+            positions = transform.get("num_sample_positions", 10)
+            dense = int(positions) if name == "DenseSampleFrames" else 1
+            views["num_clips"] = clips * (2 if twice else 1) * dense
+        elif name in _CROPS:
+            views["crops"] = _CROPS[str(name)]
+    return views

@@ -1,0 +1,404 @@
+"""Reads what the user has, a config and a checkpoint, into typed values and a model."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from action_export.errors import CheckpointError, ConfigError, LabelsError, UnsupportedError
+from action_export.mmaction_compat import import_mmaction
+
+if TYPE_CHECKING:
+    import torch
+
+Transform = Mapping[str, Any]
+"""One entry of a pipeline: `type` and the arguments of the transform."""
+
+SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecognizerConfig:
+    """What is read from a config file; nothing below this asks the file again.
+
+    pipeline: the transforms that mmaction2's test loop runs.
+    notes: decisions taken here that the user should know of.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    model: Mapping[str, Any]
+    pipeline: tuple[Transform, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """state_dict: weights by name. classes: the labels in the metadata, or empty."""
+
+    path: Path
+    sha256: str
+    state_dict: Mapping[str, torch.Tensor]
+    classes: tuple[str, ...]
+
+
+def load_config(name_or_path: str, cfg_options: tuple[str, ...] = ()) -> RecognizerConfig:
+    """Reads a config file, or the zoo config of that name that mmaction2's wheel ships.
+
+    cfg_options: "key=value" overrides in mmengine's syntax, applied before anything is read.
+
+    Raises:
+        ConfigError: not found, not readable, or not the config of a recognizer.
+        UnsupportedError: a recognizer that takes something else than frames.
+    """
+    path = _config_path(name_or_path)
+    cfg = _read_config(path, cfg_options)
+    model = _plain(cfg.get("model"))
+    if not isinstance(model, dict) or "type" not in model:
+        raise ConfigError(
+            f"{path.name} has no `model = dict(type=...)`, so it is not the config of a recognizer",
+            hint="give the config that the checkpoint was trained with",
+        )
+    _check_recognizer(path, model)
+    pipeline, notes = _test_pipeline(path, cfg)
+    return RecognizerConfig(
+        name=path.stem,
+        path=path,
+        sha256=file_sha256(path),
+        model=model,
+        pipeline=pipeline,
+        notes=notes,
+    )
+
+
+def zoo_configs() -> dict[str, Path]:
+    """Path of every recognition config that the mmaction2 wheel ships, by name."""
+    root = Path(str(import_mmaction().__file__)).parent / ".mim" / "configs" / "recognition"
+    return {path.stem: path for path in sorted(root.rglob("*.py"))}
+
+
+def _config_path(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix == ".py" or len(path.parts) > 1:
+        raise ConfigError(f"there is no config file {name_or_path}")
+    zoo = zoo_configs()
+    if name_or_path in zoo:
+        return zoo[name_or_path]
+    close = difflib.get_close_matches(name_or_path, zoo, n=3, cutoff=0.4)
+    raise ConfigError(
+        f"{name_or_path!r} is neither a file nor a config of mmaction2's zoo",
+        hint="did you mean " + " or ".join(close) + "?" if close else "give a path to a .py file",
+    )
+
+
+def _read_config(path: Path, cfg_options: tuple[str, ...]) -> Any:
+    import_mmaction()
+    from mmengine.config import Config
+
+    try:
+        with _without_warnings():
+            cfg = Config.fromfile(path)
+    # A config is a program: it can raise anything.
+    except Exception as exc:
+        raise ConfigError(
+            f"{path} cannot be read: {type(exc).__name__}: {_first_line(exc)}",
+            hint="mend the config; it must load with mmengine.Config.fromfile",
+        ) from exc
+    if cfg_options:
+        cfg.merge_from_dict(_parse_options(cfg_options))
+    return cfg
+
+
+def _parse_options(cfg_options: tuple[str, ...]) -> dict[str, Any]:
+    """The same syntax as --cfg-options of mmaction2's own tools, by the same parser."""
+    from argparse import ArgumentError, ArgumentParser
+
+    from mmengine.config import DictAction
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    try:
+        return dict(parser.parse_args(["--cfg-options", *cfg_options]).cfg_options)
+    except (ArgumentError, ValueError) as exc:
+        raise ConfigError(
+            f"--cfg-options {' '.join(cfg_options)} cannot be read: {exc}",
+            hint="write key=value, as in --cfg-options model.cls_head.num_classes=174",
+        ) from exc
+
+
+def _check_recognizer(path: Path, model: dict[str, Any]) -> None:
+    kind = str(model["type"])
+    if kind in SUPPORTED_RECOGNIZERS:
+        return
+    if kind.startswith(("Recognizer", "MMRecognizer")):
+        raise UnsupportedError(
+            f"{path.name} has the model {kind!r}, which is not exported",
+            hint=f"supported are {' and '.join(SUPPORTED_RECOGNIZERS)}",
+        )
+    raise ConfigError(
+        f"{path.name} has the model {kind!r}, which is no recognizer",
+        hint=f"supported are {' and '.join(SUPPORTED_RECOGNIZERS)}",
+    )
+
+
+def _test_pipeline(path: Path, cfg: Any) -> tuple[tuple[Transform, ...], tuple[str, ...]]:
+    """The pipeline of the test dataset, which is what mmaction2's test loop runs."""
+    declared = _plain(cfg.get("test_pipeline"))
+    run = _dataset_pipeline(_plain((cfg.get("test_dataloader") or {}).get("dataset")))
+    if not declared and not run:
+        raise ConfigError(
+            f"{path.name} has neither test_dataloader.dataset.pipeline nor test_pipeline",
+            hint="add the test_pipeline that the model is evaluated with",
+        )
+    notes: tuple[str, ...] = ()
+    if declared and run and declared != run:
+        notes = (
+            "test_pipeline and test_dataloader.dataset.pipeline differ; "
+            "followed the latter, which is what mmaction2's test loop runs",
+        )
+    return tuple(run or declared), notes
+
+
+def _dataset_pipeline(dataset: Any) -> list[Transform] | None:
+    """Unwraps RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
+    match dataset:
+        case {"pipeline": [*transforms]}:
+            return transforms
+        case {"dataset": inner} | {"datasets": [inner, *_]} | [inner, *_]:
+            return _dataset_pipeline(inner)
+        case _:
+            return None
+
+
+def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
+    """Reads an mmengine checkpoint or a bare state dict.
+
+    Of an EMA checkpoint `state_dict` is taken: mmengine's EMAHook stores the averaged weights
+    there. Unless trusted, nothing in the file can run code.
+
+    Raises:
+        CheckpointError: not found, truncated, no weights in it, or it needs `trust`.
+    """
+    data = _read_checkpoint(path, trust=trust)
+    state = data.get("state_dict", data) if isinstance(data, dict) else None
+    weights = _weights(state)
+    if not weights:
+        raise CheckpointError(
+            f"{path} has no weights: neither a `state_dict` nor a bare state dict",
+            hint="give the .pth file that mmengine's training wrote",
+        )
+    meta = data.get("meta")
+    return Checkpoint(
+        path=path, sha256=file_sha256(path), state_dict=weights, classes=_classes(meta)
+    )
+
+
+def _read_checkpoint(path: Path, *, trust: bool) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint file {path}", hint="check the path")
+    if not _looks_like_torch(path):
+        raise _broken(path, ValueError("neither a zip archive nor a pickle"))
+    try:
+        with torch.serialization.safe_globals(_training_state_globals()):
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as exc:
+        # torch has one exception for a broken pickle and for one that needs code.
+        if not re.search("unsupported|unrecognized|getattr of", str(exc), re.IGNORECASE):
+            raise _broken(path, exc) from exc
+        raise CheckpointError(
+            f"{path} holds Python objects, which can run code while they are read",
+            hint="if you trust its source, add --trust-checkpoint",
+        ) from exc
+    # torch raises RuntimeError for a bad zip archive, and pickle these for a truncated file.
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as exc:
+        raise _broken(path, exc) from exc
+
+
+def _looks_like_torch(path: Path) -> bool:
+    """torch.save writes a zip archive, and before torch 1.6 a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    return magic == b"PK\x03\x04" or magic[:1] == b"\x80"
+
+
+def _broken(path: Path, exc: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is truncated or is no torch checkpoint: {_first_line(exc).split('. ')[0]}",
+        hint="compare its size with the original's and copy it again",
+    )
+
+
+def _training_state_globals() -> list[Any]:
+    """What mmengine's CheckpointHook stores beside the weights: log histories, as plain data."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    def history_method(owner: Any, name: str) -> Any:
+        # A HistoryBuffer's statistics are pickled as getattr(HistoryBuffer, name). Nothing but
+        # that may be looked up: a general getattr would be a way to run code.
+        if owner is not HistoryBuffer or name.startswith("_"):
+            raise pickle.UnpicklingError(f"Weights only load failed: getattr of {name!r}")
+        return getattr(owner, name)
+
+    return [
+        HistoryBuffer,
+        (history_method, "__builtin__.getattr"),
+        (history_method, "builtins.getattr"),
+        np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
+        np.core.multiarray.scalar,  # type: ignore[attr-defined]
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u4", "b1")),
+    ]
+
+
+def _weights(state: Any) -> dict[str, torch.Tensor]:
+    """Tensors by name, without DataParallel's prefix; empty if `state` is no state dict."""
+    import torch
+
+    if not isinstance(state, Mapping):
+        return {}
+    return {
+        str(key).removeprefix("module."): value
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _classes(meta: Any) -> tuple[str, ...]:
+    match meta:
+        case {"dataset_meta": {"classes": [*names]}} | {"CLASSES": [*names]}:
+            return tuple(map(str, names))
+        case _:
+            return ()
+
+
+def build_model(config: RecognizerConfig, checkpoint: Checkpoint) -> torch.nn.Module:
+    """The recognizer with the checkpoint's weights, in eval mode on the CPU.
+
+    Raises:
+        ConfigError: mmaction2 cannot build the model.
+        CheckpointError: keys are missing, unexpected or of another shape.
+    """
+    model = build_untrained(config)
+    _check_shapes(model, checkpoint)
+    result = model.load_state_dict(dict(checkpoint.state_dict), strict=False)
+    problems = [f"missing {key}" for key in result.missing_keys]
+    problems += [f"unexpected {key}" for key in result.unexpected_keys]
+    if problems:
+        raise _misfit(checkpoint, problems, "the checkpoint belongs to another config")
+    return model.eval()
+
+
+def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
+    """The recognizer with the weights of its constructors; nothing is downloaded."""
+    import_mmaction()
+    from copy import deepcopy
+
+    from mmaction.registry import MODELS
+
+    cfg = deepcopy(dict(config.model))
+    if cfg.get("backbone", {}).get("pretrained"):
+        cfg["backbone"]["pretrained"] = None
+    try:
+        with _without_warnings():
+            model = MODELS.build(cfg)
+    # A model's constructor is foreign code that can raise anything on a wrong argument.
+    except Exception as exc:
+        raise ConfigError(
+            f"mmaction2 cannot build the model of {config.path.name}: {_first_line(exc)}",
+            hint="mend `model` in the config, or override it with --cfg-options",
+        ) from exc
+    built: torch.nn.Module = model
+    return built.eval()
+
+
+def _check_shapes(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    expected = model.state_dict()
+    wrong = {
+        key: (tuple(value.shape), tuple(expected[key].shape))
+        for key, value in checkpoint.state_dict.items()
+        if key in expected and value.shape != expected[key].shape
+    }
+    if not wrong:
+        return
+    problems = [
+        f"{key} is {list(have)}, the config has {list(want)}" for key, (have, want) in wrong.items()
+    ]
+    hint = "the checkpoint belongs to another config"
+    heads = [have[0] for key, (have, _) in wrong.items() if key.startswith("cls_head.")]
+    if len(heads) == len(wrong) and len(set(heads)) == 1:
+        hint = (
+            f"the checkpoint has {heads[0]} classes: "
+            f"--cfg-options model.cls_head.num_classes={heads[0]}"
+        )
+    raise _misfit(checkpoint, problems, hint)
+
+
+def _misfit(checkpoint: Checkpoint, problems: list[str], hint: str) -> CheckpointError:
+    shown = problems[:10]
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    return CheckpointError(
+        f"{checkpoint.path} does not fit the config: " + "; ".join(shown), hint=hint
+    )
+
+
+def load_labels(path: Path | None, checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
+    """One label a class: the file's lines, else the checkpoint's metadata, else none.
+
+    Raises:
+        LabelsError: the file cannot be read, or has another number of lines than classes.
+    """
+    if path is None:
+        return checkpoint.classes if len(checkpoint.classes) == classes else ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise LabelsError(f"{path} cannot be read: {exc}", hint="one label a line, UTF-8") from exc
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if len(labels) != classes:
+        raise LabelsError(
+            f"{path} has {len(labels)} labels, the model has {classes} classes",
+            hint="write one label a line, in the order of the classes",
+        )
+    return labels
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """mmengine's ConfigDict and its kin as dicts, lists and tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().split("\n")[0]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """mmengine and mmaction2 warn of their own defaults, which the user cannot act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,112 @@
+"""Writes a module as an ONNX file whose only dynamic axis is the batch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from action_export.errors import TracingError, UnsupportedError
+from action_export.types import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+# The oldest IR version that holds each opset (onnx/docs/Versioning.md), so that the file loads in
+# as many releases of ONNX Runtime as it can.
+_IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10}
+OPSETS = tuple(_IR_VERSIONS)
+
+# A batch of one is traced as a constant: torch.export specialises sizes 0 and 1.
+_EXAMPLE_BATCH = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """An ONNX file that was written. files: names beside `path`, itself included."""
+
+    path: Path
+    opset: int
+    nodes: int
+    files: tuple[str, ...]
+
+
+def onnx_from_module(
+    module: torch.nn.Module, *, clips: TensorSpec, scores: TensorSpec, opset: int, path: Path
+) -> Graph:
+    """Traces `module` and writes it to `path`, weights included.
+
+    Raises:
+        TracingError: torch cannot express the module as ONNX.
+        UnsupportedError: an opset that is not written.
+    """
+    import torch
+
+    if opset not in _IR_VERSIONS:
+        raise UnsupportedError(
+            f"opset {opset} is not written",
+            hint=f"--opset {OPSETS[0]} to {OPSETS[-1]}; the default suits every server",
+        )
+    # Never read: torch traces with shapes only, so these pages are not even touched.
+    example = torch.empty(clips.shape(_EXAMPLE_BATCH), dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=[clips.name],
+                output_names=[scores.name],
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as exc:
+        raise TracingError(
+            f"torch cannot write this model as ONNX: {_cause(exc)}",
+            hint="docs/architecture.md says how a family declares the patches it needs",
+        ) from exc
+    assert program is not None
+    model = program.model
+    model.ir_version = _IR_VERSIONS[opset]
+    _tidy(model)
+    program.save(path)
+    return Graph(path=path, opset=opset, nodes=len(model.graph), files=(path.name,))
+
+
+def _tidy(model: Any) -> None:
+    """Drops what only a debugger of the exporter reads, among it paths of this machine."""
+    kept = "pkg.torch.onnx.name_scopes"  # the module that a node comes from
+    for node in model.graph:
+        for key in [key for key in node.metadata_props if key != kept]:
+            del node.metadata_props[key]
+    for holder in (model, model.graph):
+        holder.metadata_props.clear()
+
+
+def _cause(exc: BaseException) -> str:
+    """The first line of the innermost exception, which names the operator."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    return f"{type(exc).__name__}: {str(exc).strip().split(chr(10))[0]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's notices about itself off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,157 @@
+"""The values that flow through an export. All frozen; what does I/O is a function elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from action_runtime.spec import Contract
+
+DType = Literal["UINT8", "INT32", "FP32"]
+Crops = Literal["config", "center", "three", "ten"]
+Device = Literal["auto", "cpu", "gpu"]
+Layout = Literal["NCHW", "NCTHW"]
+Proof = Literal["auto", "graph", "server"]
+
+DYNAMIC = -1
+"""An axis of any length, in the notation of config.pbtxt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor of the repository; every place that needs its name, type or shape asks this.
+
+    dims: its shape, without the batch axis where `max_batch_size` > 0.
+    max_batch_size: 0 for a tensor that has no batch axis of Triton's.
+    """
+
+    name: str
+    dtype: DType
+    dims: tuple[int, ...]
+    max_batch_size: int = 0
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        return (batch, *self.dims) if self.max_batch_size else self.dims
+
+    def unbatched(self) -> TensorSpec:
+        """The same tensor between models that do not batch: one video, so a leading 1."""
+        return TensorSpec(name=self.name, dtype=self.dtype, dims=(1, *self.dims))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensors:
+    """The four tensors of a published model. `frames`, `frame_index` and `scores` are public."""
+
+    frames: TensorSpec
+    frame_index: TensorSpec
+    clips: TensorSpec
+    scores: TensorSpec
+
+    @classmethod
+    def of(cls, contract: Contract, max_batch_size: int) -> Tensors:
+        return cls(
+            frames=TensorSpec(
+                name="frames",
+                dtype="UINT8",
+                dims=(DYNAMIC, DYNAMIC, DYNAMIC, contract.channels),
+            ),
+            frame_index=TensorSpec(name="frame_index", dtype="INT32", dims=(contract.positions,)),
+            clips=TensorSpec(
+                name="clips",
+                dtype="UINT8",
+                dims=contract.clips_shape,
+                max_batch_size=max_batch_size,
+            ),
+            scores=TensorSpec(
+                name="scores",
+                dtype="FP32",
+                dims=(contract.classes,),
+                max_batch_size=max_batch_size,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewOptions:
+    """Fewer (or more) views than the config's. None and "config" keep what the config says."""
+
+    num_clips: int | None = None
+    crops: Crops = "config"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What the user asked for.
+
+    config: a path or the name of a zoo config; None for the bundled example recognizer.
+    videos: the proof's inputs; empty for the bundled clips.
+    max_batch_size: videos in one execution of the recognizer; None chooses by the views.
+    triton_version: release of the server that will load the repository, such as "24.10".
+    """
+
+    triton_repo: Path
+    config: str | None = None
+    checkpoint: Path | None = None
+    name: str | None = None
+    labels: Path | None = None
+    views: ViewOptions = ViewOptions()
+    max_batch_size: int | None = None
+    device: Device = "auto"
+    triton_version: str = "24.10"
+    opset: int = 18
+    model_version: int | None = None
+    cfg_options: tuple[str, ...] = ()
+    trust_checkpoint: bool = False
+    videos: tuple[Path, ...] = ()
+    proof: Proof = "auto"
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One comparison of the proof.
+
+    error: the largest |difference| over the spread of the reference (scores), or in grey levels
+        (pixels).
+    bound: what `error` may be at most.
+    """
+
+    name: str
+    error: float
+    bound: float
+    unit: Literal["of spread", "grey levels"]
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        # a NaN error must fail, so the test is not `error > bound`
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """Progress: a step began (`result` None) or ended."""
+
+    step: str
+    result: str | None = None
+    seconds: float = 0.0
+
+
+OnStep = Callable[[StepEvent], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What was published, or would be with `dry_run`."""
+
+    name: str
+    version: int
+    repo: Path
+    files: tuple[str, ...]
+    checks: tuple[Check, ...]
+    steps: tuple[StepEvent, ...]
+    notes: tuple[str, ...]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
