@@ -7,6 +7,9 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from action_export.errors import DependencyError
@@ -29,14 +32,38 @@ def import_mmaction() -> ModuleType:
     try:
         if not _is_in_wheel():
             _install_stub()
-        mmaction = importlib.import_module("mmaction")
-        importlib.import_module("mmaction.utils").register_all_modules(init_default_scope=True)
+        with warnings.catch_warnings():
+            # mmcv-lite warns of the compiled operators that it leaves out
+            warnings.simplefilter("ignore")
+            mmaction = importlib.import_module("mmaction")
+            importlib.import_module("mmaction.utils").register_all_modules(init_default_scope=True)
     except ImportError as exc:
         raise DependencyError(
             f"mmaction2 does not import: {exc}",
             hint='pip install "action-export[export]" installs versions that work together',
         ) from exc
     return mmaction
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what mmengine and mmaction2 say of their own defaults off the user's terminal.
+
+    mmengine logs to stdout, where it would stand in the middle of a result.
+    """
+    import logging
+
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _is_in_wheel() -> bool:

@@ -271,7 +271,8 @@ class _Steps:
         arguments.finish()
 
     def _read_pack(self, name: str, arguments: _Arguments) -> None:
-        arguments.ignore("collect_keys", "meta_keys", "algorithm_keys")
+        arguments.expect("collect_keys", None)
+        arguments.ignore("meta_keys", "algorithm_keys")
         arguments.finish()
         self._packed = True
 

@@ -6,15 +6,13 @@ import difflib
 import hashlib
 import pickle
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from action_export.errors import CheckpointError, ConfigError, LabelsError, UnsupportedError
-from action_export.mmaction_compat import import_mmaction
+from action_export.mmaction_compat import import_mmaction, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +105,7 @@ def _read_config(path: Path, cfg_options: tuple[str, ...]) -> Any:
     from mmengine.config import Config
 
     try:
-        with _without_warnings():
+        with quiet():
             cfg = Config.fromfile(path)
     # A config is a program: it can raise anything.
     except Exception as exc:
@@ -314,7 +312,7 @@ def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
     if cfg.get("backbone", {}).get("pretrained"):
         cfg["backbone"]["pretrained"] = None
     try:
-        with _without_warnings():
+        with quiet():
             model = MODELS.build(cfg)
     # A model's constructor is foreign code that can raise anything on a wrong argument.
     except Exception as exc:
@@ -394,11 +392,3 @@ def _plain(value: Any) -> Any:
 
 def _first_line(exc: Exception) -> str:
     return str(exc).strip().split("\n")[0]
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """mmengine and mmaction2 warn of their own defaults, which the user cannot act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

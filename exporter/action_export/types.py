@@ -121,7 +121,7 @@ class Check:
     name: str
     error: float
     bound: float
-    unit: Literal["of spread", "grey levels"]
+    unit: Literal["of spread", "grey levels", "frames"]
     detail: str = ""
 
     @property
@@ -144,14 +144,16 @@ OnStep = Callable[[StepEvent], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What was published, or would be with `dry_run`."""
+    """What was published, or would be with `dry_run`: then there are no checks and no manifest."""
 
     name: str
     version: int
     repo: Path
     files: tuple[str, ...]
-    checks: tuple[Check, ...]
     steps: tuple[StepEvent, ...]
     notes: tuple[str, ...]
+    contract: Contract
+    tensors: Tensors
+    dry_run: bool
+    checks: tuple[Check, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    dry_run: bool = False

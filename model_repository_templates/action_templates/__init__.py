@@ -1,0 +1,1 @@
+"""Jinja2 templates of the files that are written into a model repository."""

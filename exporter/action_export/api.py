@@ -1,0 +1,247 @@
+"""The whole engine: load, derive, plan, trace, prove, publish."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from action_runtime.spec import Contract
+
+from action_export import (
+    example,
+    live,
+    manifest,
+    parity,
+    preprocess,
+    reference,
+    repository,
+    source,
+    tracing,
+)
+from action_export.errors import ConfigError, DependencyError
+from action_export.families import FAMILIES, Family, family_of, patched
+from action_export.graph import serving_module
+from action_export.progress import Steps
+from action_export.reference import Reference
+from action_export.tracing import Graph
+from action_export.triton import check_release
+from action_export.types import Check, ExportRequest, ExportResult, OnStep, StepEvent, Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _ignore(event: StepEvent) -> None:
+    """For callers who don't listen."""
+
+
+def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
+    """Turns a checkpoint into a model of the repository, once it is proved equal to mmaction2.
+
+    Nothing is written inside the repository before the proof has passed, and nothing stays of an
+    export that fails.
+
+    Raises:
+        ActionExportError: one of its kinds, as errors.py lists them.
+    """
+    steps = Steps(on_step)
+    request = _with_example(request)
+    check_release(request.triton_version, request.opset)
+    job = _load(request, steps)
+    if request.dry_run:
+        return _result(job, steps, dry_run=True)
+    with repository.staging(request.triton_repo) as stage:
+        repository.write(job.plan, stage)
+        graph = _trace(job, stage, steps)
+        references = _references(job, steps)
+        checks = _prove(job, stage, graph, references, steps)
+        with steps("publish") as step:
+            record = manifest.build(
+                request=request,
+                plan=job.plan,
+                contract=job.contract,
+                tensors=job.tensors,
+                graph=graph,
+                references=references,
+                checks=checks,
+                notes=job.notes,
+            )
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            (stage / job.plan.manifest).write_text(text, encoding="utf-8")
+            repository.publish(job.plan, stage)
+            step.result = f"{job.plan.names.ensemble} version {job.plan.version}"
+    return replace(_result(job, steps), checks=checks, manifest=record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What is known before anything is traced."""
+
+    request: ExportRequest
+    model: torch.nn.Module
+    family: Family
+    preprocessing: preprocess.Preprocessing
+    contract: Contract
+    tensors: Tensors
+    plan: repository.Plan
+    notes: tuple[str, ...]
+
+
+def default_batch(views: int) -> int:
+    """Videos in one execution: batching pays for few views, and memory grows with all of them."""
+    return max(1, min(8, 32 // views))
+
+
+def _with_example(request: ExportRequest) -> ExportRequest:
+    """The bundled recognizer, where no config is given."""
+    if request.config is not None:
+        if request.checkpoint is None:
+            raise ConfigError(
+                f"no checkpoint is given for {request.config}",
+                hint="action-export CONFIG CHECKPOINT --triton-repo DIR",
+            )
+        return request
+    return replace(
+        request,
+        config=str(example.CONFIG),
+        checkpoint=example.CHECKPOINT,
+        name=request.name or "example",
+        labels=request.labels or example.LABELS,
+    )
+
+
+def _load(request: ExportRequest, steps: Steps) -> _Job:
+    assert request.config is not None
+    assert request.checkpoint is not None
+    names = repository.check_name(request.name or Path(request.config).stem)
+    with steps("read config") as step:
+        config = source.load_config(request.config, request.cfg_options)
+        preprocessing = preprocess.derive(config, request.views)
+        classes = preprocess.class_count(config)
+        step.result = f"{config.model['type']}, {classes} classes"
+    with steps("load checkpoint") as step:
+        checkpoint = source.load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
+        model = source.build_model(config, checkpoint)
+        labels = source.load_labels(request.labels, checkpoint, classes)
+        step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"
+    with steps("plan") as step:
+        contract = preprocessing.contract(
+            config, labels=labels, provenance=manifest.provenance(config, checkpoint)
+        )
+        tensors = Tensors.of(contract, request.max_batch_size or default_batch(contract.views))
+        plan = repository.plan(
+            request.triton_repo,
+            names,
+            contract=contract,
+            tensors=tensors,
+            device=request.device,
+            version=request.model_version,
+        )
+        step.result = f"version {plan.version}, {contract.views} views, {len(plan.files)} files"
+    return _Job(
+        request=request,
+        model=model,
+        family=family_of(config.model, FAMILIES),
+        preprocessing=preprocessing,
+        contract=contract,
+        tensors=tensors,
+        plan=plan,
+        notes=(*config.notes, *_view_notes(contract)),
+    )
+
+
+def _view_notes(contract: Contract) -> tuple[str, ...]:
+    if contract.config_views is None:
+        return ()
+    before, crops = contract.config_views["num_clips"], contract.config_views["crops"]
+    served = contract.crop.kind if contract.crop else "none"
+    return (
+        f"serves {contract.sampler.total_clips} clips with {served} crop, the config tests "
+        f"{before} with {crops}: its published accuracy does not apply",
+    )
+
+
+def _trace(job: _Job, stage: Path, steps: Steps) -> Graph:
+    with steps("trace graph") as step, patched(job.model, job.family.patches):
+        module = serving_module(
+            job.model, layout=job.preprocessing.layout, average=job.contract.average
+        )
+        graph = tracing.onnx_from_module(
+            module,
+            clips=job.tensors.clips,
+            scores=job.tensors.scores,
+            opset=job.request.opset,
+            path=stage / job.plan.graph,
+        )
+        step.result = f"{graph.nodes} nodes, opset {graph.opset}"
+    return graph
+
+
+def _references(job: _Job, steps: Steps) -> tuple[Reference, ...]:
+    """Of the bundled clips no more than two that mmaction2 tells apart; of the user's, all."""
+    videos = job.request.videos or example.CLIPS
+    references: list[Reference] = []
+    with steps("run mmaction2") as step:
+        for video in videos:
+            references.append(reference.run_mmaction(job.model, job.preprocessing, video))
+            distinct = parity.distinguishable(tuple(references), job.family.tolerance)
+            if not job.request.videos and len(distinct) >= 2:
+                break
+        parity.require_distinguishable(tuple(references), job.family.tolerance)
+        step.result = f"{len(references)} videos"
+    return tuple(references)
+
+
+def _prove(
+    job: _Job, stage: Path, graph: Graph, references: tuple[Reference, ...], steps: Steps
+) -> tuple[Check, ...]:
+    distinct = parity.distinguishable(references, job.family.tolerance)
+    with steps("prove pixels") as step:
+        pixels = parity.verify_pixels(references, job.contract)
+        step.result = parity.summary(pixels)
+    with steps("prove graph") as step:
+        scores = parity.verify_graph(graph.path, distinct, job.tensors.clips, job.family.tolerance)
+        step.result = parity.summary(scores)
+    parity.require(pixels + scores)
+    served = _prove_live(job, stage, distinct, steps)
+    parity.require(served)
+    return pixels + scores + served
+
+
+def _prove_live(
+    job: _Job, stage: Path, references: tuple[Reference, ...], steps: Steps
+) -> tuple[Check, ...]:
+    if job.request.proof == "graph":
+        return ()
+    with steps("prove server") as step:
+        try:
+            check = live.verify_live(
+                stage,
+                model=job.plan.names.ensemble,
+                tensors=job.tensors,
+                references=references,
+                tolerance=job.family.tolerance,
+            )
+        except DependencyError as exc:
+            if job.request.proof == "server":
+                raise
+            step.result = f"skipped: {exc.message}"
+            return ()
+        step.result = parity.summary((check,))
+    return (check,)
+
+
+def _result(job: _Job, steps: Steps, *, dry_run: bool = False) -> ExportResult:
+    return ExportResult(
+        name=job.plan.names.ensemble,
+        version=job.plan.version,
+        repo=job.plan.repo,
+        files=job.plan.files,
+        steps=steps.finished,
+        notes=job.notes,
+        contract=job.contract,
+        tensors=job.tensors,
+        dry_run=dry_run,
+    )

@@ -1,0 +1,202 @@
+"""`action-export`: parses the command line, shows progress, prints the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from action_export import __version__
+from action_export.cli.show import ProgressDisplay, next_commands, print_result
+from action_export.errors import ActionExportError
+from action_export.types import ExportRequest, ExportResult, ViewOptions
+
+_EPILOG = """\
+Without CONFIG the bundled example recognizer is exported.
+
+examples:
+  action-export --triton-repo ./repo
+  action-export my_config.py best.pth --triton-repo ./repo --name gestures --labels labels.txt
+  action-export tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb tsn.pth \\
+      --triton-repo ./repo --name tsn --num-clips 8 --crops center
+
+docs/errors.md lists the exit codes.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exports; returns the exit code. A bug keeps its traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except ActionExportError as exc:
+        _print_error(exc, as_json=arguments.json)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Heavy: torch, mmaction2 and onnx come in below here, after --help and wrong options.
+    from action_export import api
+
+    with ProgressDisplay(quiet=arguments.quiet or arguments.json) as display:
+        result = api.export(_request(arguments), display.on_step)
+    if arguments.json:
+        print(json.dumps(as_json(result), indent=2, ensure_ascii=False))
+    else:
+        print_result(result, verbose=arguments.verbose)
+    return 0
+
+
+def _request(arguments: argparse.Namespace) -> ExportRequest:
+    return ExportRequest(
+        triton_repo=arguments.triton_repo,
+        config=arguments.config,
+        checkpoint=arguments.checkpoint,
+        name=arguments.name,
+        labels=arguments.labels,
+        views=ViewOptions(num_clips=arguments.num_clips, crops=arguments.crops),
+        max_batch_size=arguments.max_batch_size,
+        device=arguments.device,
+        triton_version=arguments.triton_version,
+        opset=arguments.opset,
+        model_version=arguments.model_version,
+        cfg_options=tuple(arguments.cfg_options),
+        trust_checkpoint=arguments.trust_checkpoint,
+        videos=tuple(arguments.videos),
+        proof=arguments.proof,
+        dry_run=arguments.dry_run,
+    )
+
+
+def as_json(result: ExportResult) -> dict[str, Any]:
+    """The one object that --json prints on success."""
+    return {
+        "ok": True,
+        "dry_run": result.dry_run,
+        "name": result.name,
+        "version": result.version,
+        "repo": str(result.repo),
+        "files": list(result.files),
+        "contract": json.loads(result.contract.to_json()),
+        "checks": [
+            {"name": c.name, "error": c.error, "bound": c.bound, "unit": c.unit, "detail": c.detail}
+            for c in result.checks
+        ],
+        "steps": [
+            {"step": event.step, "result": event.result, "seconds": round(event.seconds, 3)}
+            for event in result.steps
+        ],
+        "notes": list(result.notes),
+        "next": next_commands(result),
+    }
+
+
+def _print_error(exc: ActionExportError, *, as_json: bool) -> None:
+    if as_json:
+        error = {
+            "type": type(exc).__name__,
+            "message": exc.message,
+            "hint": exc.hint,
+            "exit_code": exc.exit_code,
+        }
+        print(json.dumps({"ok": False, "error": error}, indent=2, ensure_ascii=False))
+        return
+    print(f"error: {exc.message}", file=sys.stderr)
+    if exc.hint:
+        print(f"  fix: {exc.hint}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="action-export",
+        description="Export an mmaction2 recognizer to a Triton model repository, and prove that "
+        "what is served equals mmaction2 before anything is published.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", nargs="?", help="a config file, or the name of one in mmaction2's zoo")
+    add("checkpoint", nargs="?", type=Path, help="the .pth file that was trained with it")
+    add("--triton-repo", type=Path, required=True, metavar="DIR", help="the model repository")
+    add("--version", action="version", version=f"action-export {__version__}")
+
+    model = parser.add_argument_group("the model")
+    add = model.add_argument
+    add("--name", help="its name in Triton (default: the config's)")
+    add("--labels", type=Path, metavar="FILE", help="one label a line, in the order of classes")
+    add(
+        "--num-clips", type=_positive, metavar="N", help="clips of a video, instead of the config's"
+    )
+    add(
+        "--crops",
+        choices=("config", "center", "three", "ten"),
+        default="config",
+        help="crops of a frame (default: the config's)",
+    )
+    add(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the config, as mmaction2's tools do",
+    )
+    add(
+        "--trust-checkpoint",
+        action="store_true",
+        help="let the checkpoint run code while it is read",
+    )
+
+    serving = parser.add_argument_group("serving")
+    add = serving.add_argument
+    add("--max-batch-size", type=_positive, metavar="N", help="videos in one execution")
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where the graph runs")
+    add(
+        "--triton-version",
+        default="24.10",
+        metavar="YY.MM",
+        help="the oldest release that must load it (default: %(default)s)",
+    )
+    add("--opset", type=int, default=18, metavar="N", help="ONNX opset (default: %(default)s)")
+    add("--model-version", type=_positive, metavar="N", help="default: the next free one")
+
+    proof = parser.add_argument_group("the proof")
+    add = proof.add_argument
+    add(
+        "--proof",
+        choices=("auto", "graph", "server"),
+        default="auto",
+        help="graph: leave the live server out; server: insist on it; auto: when there is one",
+    )
+    add(
+        "--videos",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="VIDEO",
+        help="prove on these instead of the bundled clips",
+    )
+
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("--dry-run", action="store_true", help="print the plan and write nothing")
+    add("--json", action="store_true", help="print one JSON object, also on failure")
+    add("-v", "--verbose", action="store_true", help="list every file and every comparison")
+    add("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What is kept with a published version: where it comes from, and what its proof measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+from datetime import datetime, timezone
+from typing import Any
+
+from action_runtime.spec import Contract
+
+from action_export import __version__
+from action_export.reference import Reference
+from action_export.repository import Plan
+from action_export.source import Checkpoint, RecognizerConfig, file_sha256
+from action_export.tracing import Graph
+from action_export.types import Check, ExportRequest, Tensors
+
+SCHEMA = 1
+_PACKAGES = (
+    "torch",
+    "mmaction2",
+    "mmengine",
+    "mmcv-lite",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "opencv-python",
+    "nvidia-pytriton",
+)
+
+
+def provenance(config: RecognizerConfig, checkpoint: Checkpoint) -> dict[str, str]:
+    """The short form, which travels in the contract."""
+    return {
+        "config": config.name,
+        "config_sha256": config.sha256,
+        "checkpoint_sha256": checkpoint.sha256,
+        "exporter": f"action-export {__version__}",
+    }
+
+
+def build(
+    *,
+    request: ExportRequest,
+    plan: Plan,
+    contract: Contract,
+    tensors: Tensors,
+    graph: Graph,
+    references: tuple[Reference, ...],
+    checks: tuple[Check, ...],
+    notes: tuple[str, ...],
+) -> dict[str, Any]:
+    """Everything that is needed to repeat the export and to judge its proof."""
+    return {
+        "schema": SCHEMA,
+        "name": plan.names.ensemble,
+        "version": plan.version,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command(request),
+        "contract": json.loads(contract.to_json()),
+        "max_batch_size": tensors.clips.max_batch_size,
+        "triton_version": request.triton_version,
+        "graph": {
+            "file": plan.graph,
+            "sha256": file_sha256(graph.path),
+            "bytes": graph.path.stat().st_size,
+            "opset": graph.opset,
+            "nodes": graph.nodes,
+        },
+        "proof": {
+            "videos": [
+                {"file": reference.video.name, "sha256": file_sha256(reference.video)}
+                for reference in references
+            ],
+            "checks": [
+                {
+                    "name": check.name,
+                    "error": check.error,
+                    "bound": check.bound,
+                    "unit": check.unit,
+                    "detail": check.detail,
+                }
+                for check in checks
+            ],
+        },
+        "notes": list(notes),
+        "python": platform.python_version(),
+        "packages": _versions(),
+    }
+
+
+def command(request: ExportRequest) -> str:
+    """The command line that repeats this export."""
+    words = ["action-export"]
+    words += [str(word) for word in (request.config, request.checkpoint) if word is not None]
+    words += ["--triton-repo", str(request.triton_repo)]
+    options: dict[str, object] = {
+        "--name": request.name,
+        "--labels": request.labels,
+        "--num-clips": request.views.num_clips,
+        "--crops": request.views.crops if request.views.crops != "config" else None,
+        "--max-batch-size": request.max_batch_size,
+        "--device": request.device if request.device != "auto" else None,
+        "--triton-version": request.triton_version,
+        "--opset": request.opset,
+        "--proof": request.proof if request.proof != "auto" else None,
+    }
+    for option, value in options.items():
+        words += [] if value is None else [option, str(value)]
+    if request.cfg_options:
+        words += ["--cfg-options", *request.cfg_options]
+    if request.videos:
+        words += ["--videos", *map(str, request.videos)]
+    if request.trust_checkpoint:
+        words.append("--trust-checkpoint")
+    return shlex.join(words)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

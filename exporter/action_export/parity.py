@@ -1,0 +1,201 @@
+"""Compares what was exported with mmaction2, on inputs that could tell a difference.
+
+Three properties make the comparison mean something:
+1. the inputs differ, and mmaction2 tells them apart by much more than the bound;
+2. the rows of one batch belong to different videos, on several batch sizes;
+3. a difference is measured against the spread of the reference over the classes, because softmax
+   over random or saturated logits can make any absolute difference small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from action_runtime.sampling import sample
+from action_runtime.spec import Contract
+from action_runtime.transforms import make_clips, pixel_library
+from numpy.typing import NDArray
+
+from action_export.errors import InconclusiveError, ParityError, TracingError
+from action_export.reference import Reference
+from action_export.types import Check, TensorSpec
+
+# Property 1: how many times the bound two references must lie apart.
+_MARGIN = 10.0
+
+
+def distinguishable(references: tuple[Reference, ...], tolerance: float) -> tuple[Reference, ...]:
+    """The references that mmaction2 tells apart, pairwise, by ten times the bound or more."""
+    kept: list[Reference] = []
+    for reference in references:
+        if _spread(reference) > 0 and all(
+            _difference(reference.scores, other) > _MARGIN * tolerance for other in kept
+        ):
+            kept.append(reference)
+    return tuple(kept)
+
+
+def require_distinguishable(references: tuple[Reference, ...], tolerance: float) -> None:
+    """Raises InconclusiveError unless two references lie far enough apart for a check to fail."""
+    if len(references) < 2:
+        raise InconclusiveError(
+            f"{len(references)} video proves nothing: a graph that mixes up rows would pass",
+            hint="give two different videos or more to --videos",
+        )
+    if len(distinguishable(references, tolerance)) < 2:
+        apart = max(_difference(a.scores, b) for a, b in combinations(references, 2))
+        raise InconclusiveError(
+            f"mmaction2 scores the {len(references)} proof videos alike (they differ by "
+            f"{apart:.1e} of the spread over classes), so a wrong graph would pass",
+            hint="is the checkpoint trained? prove on videos that it tells apart with --videos",
+        )
+
+
+def verify_pixels(references: tuple[Reference, ...], contract: Contract) -> tuple[Check, ...]:
+    """The runtime's sampling and pixels against those of mmaction2's pipeline."""
+    library = pixel_library(contract.resize)
+    indices = max(_index_error(reference, contract) for reference in references)
+    pixels = max(_pixel_error(reference, contract) for reference in references)
+    return (
+        Check(
+            name="sampled frames",
+            error=indices,
+            bound=0.0,
+            unit="frames",
+            detail=f"{len(references)} videos, {contract.positions} positions each",
+        ),
+        Check(
+            name="pixels",
+            error=pixels,
+            bound=0.0 if library == "cv2" else 1.0,
+            unit="grey levels",
+            detail=f"resized by {library}",
+        ),
+    )
+
+
+def verify_graph(
+    path: Path, references: tuple[Reference, ...], clips: TensorSpec, tolerance: float
+) -> tuple[Check, ...]:
+    """The ONNX file in ONNX Runtime against `model.predict`, on batches of mixed videos.
+
+    Batch sizes are one, two, three and the largest, as far as `max_batch_size` allows.
+    """
+    run = _session(path, clips)
+    sizes = sorted({1, 2, 3, clips.max_batch_size} & set(range(1, clips.max_batch_size + 1)))
+    return tuple(_verify_batch(run, references, size, tolerance) for size in sizes)
+
+
+def compare_scores(
+    name: str,
+    pairs: list[tuple[NDArray[np.float32], Reference]],
+    tolerance: float,
+) -> Check:
+    """The worst row of `pairs`, each the served scores and the reference that they must equal."""
+    agree = sum(int(scores.argmax() == reference.scores.argmax()) for scores, reference in pairs)
+    return Check(
+        name=name,
+        error=max(_difference(scores, reference) for scores, reference in pairs),
+        bound=tolerance,
+        unit="of spread",
+        detail=f"top-1 {agree}/{len(pairs)}",
+    )
+
+
+def require(checks: tuple[Check, ...]) -> None:
+    """Raises ParityError with every comparison that failed."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise ParityError(
+            "the export differs from mmaction2: "
+            + "; ".join(
+                f"{check.name} by {check.error:.3g} {check.unit} (bound {check.bound:g})"
+                for check in failed
+            ),
+            hint="nothing was published; please report the config with these figures",
+        )
+
+
+def summary(checks: tuple[Check, ...]) -> str:
+    """A few words for the end table: what is identical, and the worst of what is not."""
+    same = [f"{check.name} identical" for check in checks if check.error == 0]
+    other = [check for check in checks if check.error != 0]
+    if other:
+        worst = max(other, key=lambda check: check.error / check.bound if check.bound else math.inf)
+        same.append(f"off by {worst.error:.1e} {worst.unit} (bound {worst.bound:g})")
+    return ", ".join(same)
+
+
+def _verify_batch(
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    references: tuple[Reference, ...],
+    size: int,
+    tolerance: float,
+) -> Check:
+    # A batch of one is run for every video, a larger one once, with neighbours that differ.
+    starts = range(len(references)) if size == 1 else range(1)
+    pairs: list[tuple[NDArray[np.float32], Reference]] = []
+    for start in starts:
+        rows = [references[(start + row) % len(references)] for row in range(size)]
+        scores = run(np.concatenate([row.clips for row in rows]))
+        pairs += zip(scores, rows, strict=True)
+    return compare_scores(f"graph, batch {size}", pairs, tolerance)
+
+
+def _session(path: Path, clips: TensorSpec) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # The arena keeps the largest batch's activations for good; each size runs once here.
+    options.enable_cpu_mem_arena = False
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime's exceptions share no base class of their own.
+    except Exception as exc:
+        raise TracingError(
+            f"ONNX Runtime does not load the graph: {str(exc).strip()}",
+            hint="another --opset may be one that it supports",
+        ) from exc
+
+    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = session.run(None, {clips.name: batch})[0]
+        return scores
+
+    return run
+
+
+def _index_error(reference: Reference, contract: Contract) -> float:
+    fps = reference.fps if contract.reads_fps else None
+    ours = sample(reference.total_frames, fps, contract.sampler)
+    if ours.shape != reference.sampled.shape:
+        return float("inf")
+    return float(np.abs(ours - reference.sampled).max())
+
+
+def _pixel_error(reference: Reference, contract: Contract) -> float:
+    ours = make_clips(reference.frames, reference.frame_index, contract)
+    if ours.shape != reference.clips.shape:
+        return float("inf")
+    # by view, so that only one view at a time is widened to hold the sign
+    return max(
+        float(np.abs(a.astype(np.int16) - b).max())
+        for a, b in zip(ours[0], reference.clips[0], strict=True)
+    )
+
+
+def _difference(scores: NDArray[np.float32], reference: Reference) -> float:
+    """Property 3: max |scores - reference| over the reference's spread over the classes."""
+    if scores.shape != reference.scores.shape:
+        return float("inf")
+    difference = float(np.abs(scores - reference.scores).max())
+    spread = _spread(reference)
+    return difference / spread if spread else (float("inf") if difference else 0.0)
+
+
+def _spread(reference: Reference) -> float:
+    return float(reference.scores.max() - reference.scores.min())

@@ -1,0 +1,145 @@
+"""What mmaction2 itself makes of a video: the pixels its pipeline gives, the scores it predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from action_runtime.sampling import distinct
+from numpy.typing import NDArray
+
+from action_export.errors import ConfigError, DependencyError, VideoError
+from action_export.mmaction_compat import quiet
+from action_export.preprocess import Preprocessing
+from action_export.source import Transform
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """One video through mmaction2's own test pipeline and `model.predict`.
+
+    sampled: the frame number of each sampled position, [positions].
+    frames, frame_index: the same decoded frames as a client sends them, uint8 [F, H, W, C] and
+        int32 [positions].
+    clips: what the pipeline ends with, in the layout of the `clips` tensor, uint8
+        [1, views, clip_len, h, w, C].
+    scores: float32 [classes].
+    """
+
+    video: Path
+    total_frames: int
+    fps: float | None
+    sampled: NDArray[np.int32]
+    frames: NDArray[np.uint8]
+    frame_index: NDArray[np.int32]
+    clips: NDArray[np.uint8]
+    scores: NDArray[np.float32]
+
+
+def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Path) -> Reference:
+    """Runs one video through the pipeline, noting what passes, and through the model.
+
+    Raises:
+        VideoError: the video cannot be read.
+        DependencyError: the decoder that the pipeline names is not installed.
+        ConfigError: mmaction2 refuses the arguments of a transform.
+    """
+    import torch
+    from mmengine.dataset import pseudo_collate
+
+    if not video.is_file():
+        raise VideoError(f"there is no video file {video}", hint="check --videos")
+    with quiet():
+        passed, packed = run_pipeline(preprocessing.pipeline, video)
+    # test_step may change what it is given, so the clips are taken first
+    clips = _as_clips(packed["inputs"].numpy(), preprocessing)
+    recognizer: Any = model
+    with torch.no_grad():
+        sample = recognizer.test_step(pseudo_collate([packed]))[0]
+    sampled = np.asarray(passed["frame_inds"], np.int32)
+    _, first_position = np.unique(sampled, return_index=True)
+    return Reference(
+        video=video,
+        total_frames=int(passed["total_frames"]),
+        fps=passed.get("avg_fps"),
+        sampled=sampled,
+        frames=np.stack([passed["imgs"][position] for position in first_position]),
+        frame_index=distinct(sampled)[1],
+        clips=clips,
+        scores=np.asarray(sample.pred_score, np.float32),
+    )
+
+
+def run_pipeline(
+    pipeline: tuple[Transform, ...], video: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the first value of each key that is compared, the packed result)."""
+    results: dict[str, Any] = {
+        "filename": str(video),
+        "start_index": 0,
+        "label": -1,
+        "modality": "RGB",
+    }
+    passed: dict[str, Any] = {}
+    for transform in _from_file(pipeline):
+        results = _apply(_build(transform), results, video)
+        for key in ("total_frames", "avg_fps", "frame_inds", "imgs"):
+            if key in results:
+                # later transforms put crops in place of the decoded `imgs`
+                passed.setdefault(key, results[key])
+    return passed, results
+
+
+def _from_file(pipeline: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    """A pipeline of extracted frame files reads the video instead; its pixels are not compared."""
+    if not any(transform["type"] == "RawFrameDecode" for transform in pipeline):
+        return pipeline
+    decoded = [
+        {"type": "PyAVDecode"} if transform["type"] == "RawFrameDecode" else transform
+        for transform in pipeline
+    ]
+    # PyAVInit, like a folder of frames, tells no frame rate
+    return ({"type": "PyAVInit"}, *decoded)
+
+
+def _build(transform: Transform) -> Any:
+    from mmaction.registry import TRANSFORMS
+
+    try:
+        return TRANSFORMS.build(dict(transform))
+    # a constructor of mmaction2's, which checks with asserts and TypeErrors alike
+    except Exception as exc:
+        raise ConfigError(
+            f"mmaction2 refuses {dict(transform)}: {exc}", hint="mend the test pipeline"
+        ) from exc
+
+
+def _apply(transform: Any, results: dict[str, Any], video: Path) -> dict[str, Any]:
+    name = type(transform).__name__
+    try:
+        output: dict[str, Any] = transform(results)
+    except ImportError as exc:
+        raise DependencyError(
+            f"the test pipeline decodes with {name}, whose library is missing: {exc}",
+            hint="install it, or decode with DecordInit and DecordDecode",
+        ) from exc
+    # decoders raise errors of their own libraries, and the crops assert
+    except Exception as exc:
+        raise VideoError(
+            f"mmaction2's {name} fails on {video}: {str(exc).strip() or type(exc).__name__}",
+            hint="prove on other videos with --videos",
+        ) from exc
+    return output
+
+
+def _as_clips(inputs: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """FormatShape's output as [1, views, clip_len, h, w, C]."""
+    if preprocessing.layout == "NCTHW":
+        return np.moveaxis(inputs, 1, -1)[None]
+    images = np.moveaxis(inputs, 1, -1)
+    return images.reshape(1, -1, preprocessing.sampler.clip_len, *images.shape[1:])
