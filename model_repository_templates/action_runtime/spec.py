@@ -197,7 +197,7 @@ class Contract:
                 **{
                     **data,
                     "sampler": _tagged(_SAMPLERS, data["sampler"]),
-                    "resize": _tagged(_RESIZES, data["resize"]),
+                    "resize": data["resize"] and _tagged(_RESIZES, data["resize"]),
                     "crop": None if data["crop"] is None else Crop(**data["crop"]),
                     "labels": tuple(data["labels"]),
                 }
@@ -220,8 +220,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _tagged(classes: dict[str, Any], data: dict[str, Any] | None) -> Any:
-    if data is None:
-        return None
+def _tagged(classes: dict[str, Any], data: dict[str, Any]) -> Any:
     fields = dict(data)
     return classes[fields.pop("kind")](**fields)
