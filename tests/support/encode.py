@@ -17,6 +17,7 @@ class Encoding:
     """How `encode` writes a file.
 
     options: the codec's own ("g": "250", "x264-params": "open-gop=1", ...).
+    container: the container's ("movflags": "faststart").
     ticks: presentation time of each frame in units of 1/rate, for a variable frame rate.
     rotation: degrees counterclockwise, written as the display matrix; pixels stay as they are.
     color: colour space, range, primaries and so on to tag the stream with.
@@ -26,6 +27,7 @@ class Encoding:
     rate: Fraction | int = 25
     pix_fmt: str = "yuv420p"
     options: Mapping[str, str] = field(default_factory=dict)
+    container: Mapping[str, str] = field(default_factory=dict)
     ticks: Sequence[int] | None = None
     rotation: int = 0
     audio: bool = False
@@ -52,7 +54,7 @@ def moving_shapes(
 def encode(path: Path, frames: npt.NDArray[np.uint8], encoding: Encoding | None = None) -> Path:
     """Writes RGB `frames` [F, H, W, 3] to `path`, whose suffix names the container."""
     how = encoding or Encoding()
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=dict(how.container)) as container:
         stream = container.add_stream(how.codec, rate=how.rate, options=dict(how.options))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = how.pix_fmt

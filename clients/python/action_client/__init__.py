@@ -1,1 +1,49 @@
-"""Sends sampled frames of a video to a model that action-export published, over gRPC."""
+"""Calls a model that action-export published: a video goes in, class scores come out.
+
+    from action_client import VideoClient
+
+    with VideoClient("localhost:8001", "NAME") as client:
+        for prediction in client.classify("clip.mp4", top_k=5).top:
+            ...  # prediction.label, prediction.score
+
+The client reads from the server how the model samples a video, decodes only what that needs, and
+sends each sampled frame once. `AsyncVideoClient` is the same for asyncio; `plan` is for services
+that decode by their own means.
+"""
+
+from action_runtime.spec import Contract
+
+from ._async_client import AsyncVideoClient
+from ._client import VideoClient, published_models
+from ._errors import (
+    ActionClientError,
+    DeadlineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotPublishedError,
+    ServerError,
+    ServerUnavailableError,
+    VideoError,
+)
+from ._request import plan
+from ._types import Classification, Plan, Prediction, Timings
+
+__all__ = [
+    "ActionClientError",
+    "AsyncVideoClient",
+    "Classification",
+    "Contract",
+    "DeadlineError",
+    "InvalidRequestError",
+    "ModelNotFoundError",
+    "NotPublishedError",
+    "Plan",
+    "Prediction",
+    "ServerError",
+    "ServerUnavailableError",
+    "Timings",
+    "VideoClient",
+    "VideoError",
+    "plan",
+    "published_models",
+]

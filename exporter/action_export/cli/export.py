@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from action_export import __version__
+from action_export.cli.failure import report
 from action_export.cli.show import ProgressDisplay, next_commands, print_result
 from action_export.errors import ActionExportError
 from action_export.types import ExportRequest, ExportResult, ViewOptions
@@ -33,10 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except ActionExportError as exc:
-        _print_error(exc, as_json=arguments.json)
-        return exc.exit_code
+        return report("action-export", exc, as_json=arguments.json)
     except KeyboardInterrupt:
-        print("interrupted; nothing was published", file=sys.stderr)
+        print("action-export: interrupted; nothing was published", file=sys.stderr)
         return 130
 
 
@@ -77,7 +77,7 @@ def _request(arguments: argparse.Namespace) -> ExportRequest:
 def as_json(result: ExportResult) -> dict[str, Any]:
     """The one object that --json prints on success."""
     return {
-        "ok": True,
+        "error": None,
         "dry_run": result.dry_run,
         "name": result.name,
         "version": result.version,
@@ -95,21 +95,6 @@ def as_json(result: ExportResult) -> dict[str, Any]:
         "notes": list(result.notes),
         "next": next_commands(result),
     }
-
-
-def _print_error(exc: ActionExportError, *, as_json: bool) -> None:
-    if as_json:
-        error = {
-            "type": type(exc).__name__,
-            "message": exc.message,
-            "hint": exc.hint,
-            "exit_code": exc.exit_code,
-        }
-        print(json.dumps({"ok": False, "error": error}, indent=2, ensure_ascii=False))
-        return
-    print(f"error: {exc.message}", file=sys.stderr)
-    if exc.hint:
-        print(f"  fix: {exc.hint}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

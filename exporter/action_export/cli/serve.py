@@ -7,12 +7,13 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from action_export.cli.failure import report
 from action_export.errors import ActionExportError
 
 if TYPE_CHECKING:
@@ -39,17 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except ActionExportError as exc:
-        sys.stderr.write(f"action-serve: {exc}\n")
-        if args.json:
-            _print(json.dumps({"error": _error(exc)}))
-        return exc.exit_code
+        return report("action-serve", exc, as_json=args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Before the imports, so that a signal during a slow one is a stop as well.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    with suppress(Stopped):
+    # Around the imports as well: a signal during a slow one is a stop, too.
+    with _until_stopped():
         from action_export.serve import serve
 
         _progress(args, f"starting tritonserver on {args.repo}")
@@ -59,16 +55,30 @@ def _run(args: argparse.Namespace) -> int:
             _progress(args, f"ready after {time.monotonic() - started:.1f} s; Ctrl-C stops it")
             try:
                 _wait(server, follow_log=args.verbose > 0)
-            finally:
+            except Stopped:
                 _progress(args, "stopping")
+                raise
     return 0
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    # A second signal ends this process at once; the server is cleaned up without us as well.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
-    raise Stopped
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """SIGINT and SIGTERM end the block as if it had come to its end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # A second signal ends this process at once; the server is cleaned up without us as well.
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        with suppress(Stopped):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait(server: Server, *, follow_log: bool) -> None:
@@ -144,6 +154,7 @@ def _options(args: argparse.Namespace) -> ServerOptions:
 def _as_json(server: Server) -> str:
     return json.dumps(
         {
+            "error": None,
             "grpc_url": server.grpc_url,
             "http_url": server.http_url,
             "metrics_url": server.metrics_url,
@@ -162,15 +173,6 @@ def _as_text(server: Server) -> str:
         "models": models,
     }
     return "\n".join(f"{name:8} {value}" for name, value in rows.items() if value)
-
-
-def _error(exc: ActionExportError) -> dict[str, str | int]:
-    return {
-        "kind": type(exc).__name__,
-        "message": exc.message,
-        "hint": exc.hint,
-        "exit_code": exc.exit_code,
-    }
 
 
 def _print(text: str) -> None:

@@ -1,0 +1,103 @@
+"""The client for asyncio: VideoClient with `await`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from action_runtime.spec import Contract
+from numpy.typing import NDArray
+
+from . import _request, _response
+from ._transport import AsyncConnection, Endpoint
+from ._types import Classification, SampledFrames, Timings
+
+
+class AsyncVideoClient:
+    """See VideoClient. Files are decoded in threads, so the event loop is never held up.
+
+    It belongs to the event loop in which it is used first.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        model_version: str = "",
+        timeout_s: float = 30.0,
+        retries: int = 2,
+        credentials: Any = None,
+    ) -> None:
+        self.model = model
+        self.model_version = model_version
+        self._connection = AsyncConnection(
+            Endpoint(url=url, timeout_s=timeout_s, retries=retries, credentials=credentials)
+        )
+        self._contract: Contract | None = None
+        self._reading = asyncio.Lock()
+
+    async def __aenter__(self) -> AsyncVideoClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def contract(self) -> Contract:
+        """What the model needs and gives, read from the server once."""
+        async with self._reading:
+            if self._contract is None:
+                config = await self._connection.model_config(self.model, self.model_version)
+                self._contract = _response.contract_of(config)
+            return self._contract
+
+    async def classify(self, path: str | Path, top_k: int = 5) -> Classification:
+        """Decodes the frames that the model needs from a video file, and classifies them."""
+        return await self._classify(
+            lambda contract: _request.sample_file(Path(path), contract), top_k
+        )
+
+    async def classify_frames(
+        self, frames: NDArray[np.uint8], fps: float | None = None, top_k: int = 5
+    ) -> Classification:
+        """Classifies a video in memory: all its frames in order, uint8 [F, H, W, 3] RGB."""
+        return await self._classify(
+            lambda contract: _request.sample_frames(frames, fps, contract), top_k
+        )
+
+    async def classify_sampled(
+        self, frames: NDArray[np.uint8], frame_index: NDArray[np.int32], top_k: int = 5
+    ) -> Classification:
+        """Classifies the frames of a `plan` [F, H, W, 3], which were decoded elsewhere."""
+        return await self._classify(
+            lambda contract: _request.take_sampled(frames, frame_index, contract), top_k
+        )
+
+    async def _classify(
+        self, prepare: Callable[[Contract], SampledFrames], top_k: int
+    ) -> Classification:
+        _response.check_top_k(top_k)
+        contract = await self.contract()
+        started = time.perf_counter()
+        inputs = await asyncio.to_thread(lambda: _request.encode(prepare(contract)))
+        prepared = time.perf_counter()
+        result = await self._connection.infer(self.model, self.model_version, inputs)
+        timings = Timings(
+            prepare_ms=(prepared - started) * 1e3,
+            exchange_ms=(time.perf_counter() - prepared) * 1e3,
+        )
+        scores = _response.scores_of(result, contract)
+        return _response.classification(scores, contract, top_k, timings)

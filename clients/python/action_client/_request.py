@@ -1,0 +1,140 @@
+"""From frames to a request: sample, shrink, pack. Pure functions that both clients share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from action_runtime import sampling, transforms
+from action_runtime.spec import Contract, Resize, SampleFrames
+from numpy.typing import NDArray
+
+from ._errors import InvalidRequestError
+from ._types import Frames, Plan, SampledFrames
+from ._video import read_frames
+
+# gRPC refuses messages of 2 GiB. The names and shapes around the tensors take less than this.
+_LARGEST_MESSAGE = 2**31 - 1
+_ENVELOPE = 4096
+
+
+def plan(total_frames: int, fps: float | None, contract: Contract) -> Plan:
+    """Which frames of a video the model needs: for services that decode by their own means.
+
+    Args:
+        total_frames: frames of the video.
+        fps: its average frame rate, or None; only a model that samples at a fixed rate needs it.
+        contract: the model's; see `VideoClient.contract`.
+
+    Raises:
+        InvalidRequestError: no frames, or a frame rate that is needed and missing or no number.
+    """
+    sampler = contract.sampler
+    rate = fps if contract.reads_fps else None
+    if isinstance(sampler, SampleFrames) and sampler.target_fps and contract.reads_fps and not fps:
+        raise InvalidRequestError(
+            f"the model samples at {sampler.target_fps:g} frames per second, and the frame rate of "
+            "the video is unknown",
+            hint="pass fps=, the frames per second of the video",
+        )
+    try:
+        numbers = sampling.sample(total_frames, rate, sampler)
+    except ValueError as exc:
+        raise InvalidRequestError(str(exc), hint="pass the length of the video in frames") from exc
+    frame_numbers, frame_index = sampling.distinct(numbers)
+    return Plan(frame_numbers=frame_numbers, frame_index=frame_index)
+
+
+def sample_file(path: Path, contract: Contract) -> SampledFrames:
+    """Raises VideoError, and InvalidRequestError where `plan` does."""
+    chosen, frames = read_frames(
+        path,
+        lambda info: plan(info.total_frames, info.fps, contract),
+        lambda frame: shrink(frame, contract.resize),
+    )
+    return SampledFrames(frames=frames, frame_index=chosen.frame_index)
+
+
+def sample_frames(frames: NDArray[Any], fps: float | None, contract: Contract) -> SampledFrames:
+    """From all frames of a video, in order. Raises InvalidRequestError."""
+    checked = _check_frames(frames, contract)
+    chosen = plan(len(checked), fps, contract)
+    needed = checked[chosen.frame_numbers]
+    return SampledFrames(frames=shrink(needed, contract.resize), frame_index=chosen.frame_index)
+
+
+def take_sampled(
+    frames: NDArray[Any], frame_index: NDArray[Any], contract: Contract
+) -> SampledFrames:
+    """From the frames of a `plan` and its index. Raises InvalidRequestError."""
+    checked = _check_frames(frames, contract)
+    index = np.asarray(frame_index)
+    if index.shape != (contract.positions,) or not np.issubdtype(index.dtype, np.integer):
+        raise InvalidRequestError(
+            f"frame_index must be {contract.positions} integers, one for each sampled position; "
+            f"got {index.dtype} of shape {list(index.shape)}",
+            hint="send the frame_index that plan() gave",
+        )
+    if index.min() < 0 or index.max() >= len(checked):
+        raise InvalidRequestError(
+            f"frame_index goes from {index.min()} to {index.max()}, but there are {len(checked)} "
+            "frames, counted from 0",
+            hint="send the frames of plan().frame_numbers, each once and in that order",
+        )
+    return SampledFrames(
+        frames=shrink(checked, contract.resize), frame_index=index.astype(np.int32)
+    )
+
+
+def shrink(frames: Frames, resize: Resize | None) -> Frames:
+    """[F, H, W, 3] as the server would resize them, where that makes them smaller; else unchanged.
+
+    The server resizes what it gets; it leaves these as they are only if their size is a fixed point
+    of the resize, so that is checked. An interpolation that is missing here is left to the server.
+    """
+    height, width = frames.shape[1:3]
+    small = transforms.target_size(height, width, resize)
+    if min(small) < 1 or small[0] * small[1] >= height * width:
+        return frames
+    if transforms.target_size(*small, resize) != small:
+        return frames
+    try:
+        return transforms.resize(frames, resize)
+    except transforms.OpenCVMissingError:
+        return frames
+
+
+def encode(sampled: SampledFrames) -> list[Any]:
+    """The two input tensors of a published model, as tritonclient's `InferInput`.
+
+    Raises:
+        InvalidRequestError: larger than a gRPC message can be.
+    """
+    from tritonclient.grpc import InferInput
+
+    frames, index = sampled.frames, sampled.frame_index
+    size = frames.nbytes + index.nbytes + _ENVELOPE
+    if size > _LARGEST_MESSAGE:
+        count, height, width = frames.shape[:3]
+        raise InvalidRequestError(
+            f"{count} frames of {width}x{height} are {size / 2**30:.2f} GiB, and a gRPC message "
+            "holds less than 2 GiB",
+            hint="send smaller frames, or export the model with fewer clips (--num-clips)",
+        )
+    return [
+        InferInput("frames", list(frames.shape), "UINT8").set_data_from_numpy(frames),
+        InferInput("frame_index", list(index.shape), "INT32").set_data_from_numpy(index),
+    ]
+
+
+def _check_frames(frames: NDArray[Any], contract: Contract) -> Frames:
+    array = np.asarray(frames)
+    fits = array.ndim == 4 and array.shape[-1] == contract.channels and array.size
+    if array.dtype != np.uint8 or not fits:
+        raise InvalidRequestError(
+            f"frames must be uint8 of shape [frames, height, width, {contract.channels}] with at "
+            f"least one pixel; got {array.dtype} of shape {list(array.shape)}",
+            hint="stack RGB frames along a new first axis: numpy.stack(frames)",
+        )
+    return array

@@ -1,0 +1,212 @@
+"""`action-client VIDEO...`: classes of video files from a running server, as tables or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ActionClientError, Classification, VideoClient
+
+_INTERRUPTED = 130  # what shells report for a process that SIGINT ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """One video: its classification, or why there is none."""
+
+    video: str
+    found: Classification | ActionClientError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or that of the first error (docs/errors.md)."""
+    options = _parser().parse_args(argv)
+    # After parsing, so that --help needs neither numpy nor gRPC.
+    from . import ActionClientError
+
+    outcomes: list[_Outcome] = []
+    model: str | None = options.model
+    failure: ActionClientError | KeyboardInterrupt | None = None
+    try:
+        model = model or _only_model(options)
+        for outcome in _outcomes(options, model):
+            outcomes.append(outcome)
+            _show(outcome, options)
+    except (ActionClientError, KeyboardInterrupt) as exc:
+        failure = exc
+        _complain(exc)
+    if options.json:
+        print(json.dumps(_as_json(options.url, model, outcomes, failure), ensure_ascii=False))
+    errors = [failure, *(outcome.found for outcome in outcomes)]
+    return next((code for code in map(_exit_code, errors) if code), 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="action-client",
+        description="Classify video files with a model that action-export published.",
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file")
+    parser.add_argument(
+        "--url",
+        default="localhost:8001",
+        metavar="HOST:PORT",
+        help="Triton's gRPC address (%(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the published model; may be left out where the server has exactly one",
+    )
+    parser.add_argument(
+        "--model-version", default="", metavar="N", help="a version; the server's choice if unset"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=5, metavar="K", help="classes to show per video (%(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds for each exchange with the server (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="also show where the time went, on stderr"
+    )
+    return parser
+
+
+def _only_model(options: argparse.Namespace) -> str:
+    from . import InvalidRequestError, ModelNotFoundError, published_models
+
+    names = published_models(options.url, timeout_s=options.timeout)
+    match names:
+        case ():
+            raise ModelNotFoundError(
+                f"{options.url} serves no model that action-export published",
+                hint="start the server on a repository that action-export wrote",
+            )
+        case (name,):
+            return name
+        case _:
+            raise InvalidRequestError(
+                f"{options.url} serves {len(names)} published models", hint=_choice(names)
+            )
+
+
+def _choice(names: Sequence[str]) -> str:
+    return f"choose one with --model: {', '.join(names)}"
+
+
+def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
+    """One outcome for each video; raises only what would fail for every one of them."""
+    from . import VideoClient
+
+    with VideoClient(
+        options.url, model, model_version=options.model_version, timeout_s=options.timeout
+    ) as client:
+        _ = client.contract
+        for video in options.videos:
+            yield _Outcome(video=video, found=_classify(client, video, options.top_k))
+
+
+def _classify(client: VideoClient, video: str, top_k: int) -> Classification | ActionClientError:
+    from . import ActionClientError
+
+    try:
+        return client.classify(video, top_k)
+    except ActionClientError as exc:
+        return exc
+
+
+def _show(outcome: _Outcome, options: argparse.Namespace) -> None:
+    from . import ActionClientError
+
+    if isinstance(outcome.found, ActionClientError):
+        _complain(outcome.found, video=outcome.video)
+        return
+    if not options.json:
+        print(outcome.video, _table(outcome.found), sep="\n", flush=True)
+    if options.verbose:
+        timings = outcome.found.timings
+        print(
+            f"{outcome.video}: {timings.prepare_ms:.0f} ms to decode and pack, "
+            f"{timings.exchange_ms:.0f} ms for the answer",
+            file=sys.stderr,
+        )
+
+
+def _table(found: Classification) -> str:
+    width = max(len(prediction.label) for prediction in found.top)
+    return "\n".join(
+        f"{rank:4}  {prediction.label:<{width}}  {prediction.score:.4f}"
+        for rank, prediction in enumerate(found.top, 1)
+    )
+
+
+def _exit_code(result: object) -> int:
+    from . import ActionClientError
+
+    if isinstance(result, KeyboardInterrupt):
+        return _INTERRUPTED
+    return result.exit_code if isinstance(result, ActionClientError) else 0
+
+
+def _complain(error: ActionClientError | KeyboardInterrupt, video: str = "") -> None:
+    described = _error_as_json(error)
+    message = described["message"]
+    where = f"{video}: " if video and video not in message else ""
+    print(f"action-client: {where}{message}", file=sys.stderr)
+    if described["hint"]:
+        print(f"  {described['hint']}", file=sys.stderr)
+
+
+def _as_json(
+    url: str,
+    model: str | None,
+    outcomes: Sequence[_Outcome],
+    failure: ActionClientError | KeyboardInterrupt | None,
+) -> dict[str, Any]:
+    return {
+        "url": url,
+        "model": model,
+        "error": None if failure is None else _error_as_json(failure),
+        "results": [_outcome_as_json(outcome) for outcome in outcomes],
+    }
+
+
+def _outcome_as_json(outcome: _Outcome) -> dict[str, Any]:
+    from . import Classification
+
+    if not isinstance(outcome.found, Classification):
+        return {"video": outcome.video, "top": None, "error": _error_as_json(outcome.found)}
+    return {
+        "video": outcome.video,
+        "top": [asdict(prediction) for prediction in outcome.found.top],
+        "timings": asdict(outcome.found.timings),
+        "error": None,
+    }
+
+
+def _error_as_json(error: ActionClientError | KeyboardInterrupt) -> dict[str, Any]:
+    if isinstance(error, KeyboardInterrupt):
+        message, hint = "interrupted", ""
+    else:
+        message, hint = error.message, error.hint
+    return {
+        "kind": type(error).__name__,
+        "message": message,
+        "hint": hint,
+        "exit_code": _exit_code(error),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""`action-client`: tables on stdout, reasons on stderr, one JSON object, exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from action_client import ServerUnavailableError, VideoClient, VideoError, cli
+from action_runtime.spec import Contract
+from support.fake_triton import FakeModel, FakeTriton, fake_triton
+
+COMMAND = [sys.executable, "-m", "action_client.cli"]
+
+
+@pytest.fixture
+def missing(tmp_path: Path) -> str:
+    return str(tmp_path / "nowhere.mp4")
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = cli.main([*arguments, "--json"])
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return code, json.loads(out)
+
+
+def test_a_table_per_video(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([str(clip), str(clip), "--url", server.url, "--model", "moves", "--top-k", "2"])
+    out, err = capsys.readouterr()
+    with VideoClient(server.url, "moves") as client:
+        first, second = client.classify(clip, top_k=2).top
+    width = max(len(first.label), len(second.label))
+    table = (
+        f"{clip}\n"
+        f"   1  {first.label:<{width}}  {first.score:.4f}\n"
+        f"   2  {second.label:<{width}}  {second.score:.4f}\n"
+    )
+    assert (code, out, err) == (0, table * 2, "")
+
+
+def test_verbose_says_where_the_time_went_on_stderr(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([str(clip), "--url", server.url, "-v"]) == 0
+    out, err = capsys.readouterr()
+    assert " ms to decode" in err
+    assert " ms" not in out
+
+
+def test_json_holds_what_python_gets(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = run_json(capsys, str(clip), "--url", server.url, "--model", "moves")
+    with VideoClient(server.url, "moves") as client:
+        expected = client.classify(clip).top
+    assert code == 0
+    assert (found["url"], found["model"], found["error"]) == (server.url, "moves", None)
+    (result,) = found["results"]
+    assert result["video"] == str(clip)
+    assert result["error"] is None
+    assert [(p["label"], p["index"], p["score"]) for p in result["top"]] == [
+        (p.label, p.index, p.score) for p in expected
+    ]
+
+
+def test_a_failing_video_does_not_lose_the_others(
+    server: FakeTriton, clip: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([str(clip), missing, str(clip), "--url", server.url])
+    out, err = capsys.readouterr()
+    assert code == VideoError.exit_code
+    assert out.count(f"{clip}\n") == 2
+    assert err == f"action-client: {missing} does not exist\n  check the path\n"
+
+
+def test_a_failing_video_in_json(
+    server: FakeTriton, clip: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = run_json(capsys, missing, str(clip), "--url", server.url)
+    assert code == VideoError.exit_code
+    failed, fine = found["results"]
+    assert failed["top"] is None
+    assert failed["error"]["kind"] == "VideoError"
+    assert failed["error"]["exit_code"] == code
+    assert failed["error"]["hint"]
+    assert fine["top"]
+    assert found["error"] is None
+
+
+def test_an_error_that_does_not_name_the_video_is_shown_with_it(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.behaviour.infer_failures = [(grpc.StatusCode.INTERNAL, "boom")]
+    assert cli.main([str(clip), "--url", server.url]) == 26
+    assert f"action-client: {clip}: the server failed" in capsys.readouterr().err
+
+
+def test_a_missing_server_is_one_error_and_not_one_per_video(
+    clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = "127.0.0.1:1"
+    code, found = run_json(capsys, str(clip), str(clip), "--url", address, "--model", "moves")
+    assert code == ServerUnavailableError.exit_code
+    assert found["error"]["kind"] == "ServerUnavailableError"
+    assert found["results"] == []
+
+
+def test_the_only_published_model_needs_no_name(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = run_json(capsys, str(clip), "--url", server.url)
+    assert (code, found["model"]) == (0, "moves")
+
+
+def test_among_several_models_one_must_be_named(
+    contract: Contract, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake_triton({"b": FakeModel(contract), "a": FakeModel(contract)}) as server:
+        assert cli.main([str(clip), "--url", server.url]) == 21
+    assert "choose one with --model: a, b" in capsys.readouterr().err
+
+
+def test_a_server_without_published_models(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_triton({"foreign": FakeModel(None)}) as server:
+        assert cli.main([str(clip), "--url", server.url]) == 22
+    assert "serves no model that action-export published" in capsys.readouterr().err
+
+
+def test_no_video_is_argparses_own_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    assert "VIDEO" in capsys.readouterr().err
+
+
+def test_sigint_ends_it_cleanly(server: FakeTriton, clip: Path) -> None:
+    server.behaviour.delay_s = 20
+    process = subprocess.Popen(
+        [*COMMAND, str(clip), "--url", server.url, "--model", "moves", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "infer moves" not in server.received.calls:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert err == "action-client: interrupted\n"
+    assert json.loads(out)["error"]["message"] == "interrupted"
+
+
+def test_a_broken_video_leaves_no_noise_of_ffmpeg(server: FakeTriton, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"hello world\n" * 100)
+    ended = subprocess.run(
+        [*COMMAND, str(broken), "--url", server.url],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == VideoError.exit_code
+    assert len(ended.stderr.splitlines()) == 2
+    assert ended.stdout == ""
+
+
+def test_help_is_quick_and_loads_neither_grpc_nor_av() -> None:
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "action_client.cli", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "VIDEO" in ended.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not loaded & {"grpc", "av", "tritonclient.grpc", "cv2"}
+    # 0.15 s on an idle machine; the sets above are what keeps it so.
+    assert time.monotonic() - started < 5

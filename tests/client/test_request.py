@@ -1,0 +1,198 @@
+"""From frames to tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from action_client import InvalidRequestError, _request, plan
+from action_client._types import SampledFrames
+from action_runtime import sampling, transforms
+from action_runtime.spec import Contract, FixedResize, KeepRatioResize, SampleFrames
+from support.encode import moving_shapes
+
+AT_FIXED_RATE = SampleFrames(clip_len=4, frame_interval=2, num_clips=1, target_fps=10)
+
+
+def noise(count: int, height: int, width: int) -> np.ndarray:
+    shape = (count, height, width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("total", [1, 7, 60, 1000])
+def test_a_plan_names_each_frame_once_and_puts_it_where_the_sampler_wants_it(
+    total: int, contract: Contract
+) -> None:
+    chosen = plan(total, 25.0, contract)
+    expected = sampling.sample(total, 25.0, contract.sampler)
+    assert np.array_equal(chosen.frame_numbers[chosen.frame_index], expected)
+    assert np.all(np.diff(chosen.frame_numbers) > 0)
+    assert chosen.frame_numbers.dtype == chosen.frame_index.dtype == np.int32
+
+
+def test_frame_rate_counts_only_where_the_model_reads_it(contract: Contract) -> None:
+    reading = dataclasses.replace(contract, sampler=AT_FIXED_RATE, reads_fps=True)
+    ignoring = dataclasses.replace(contract, sampler=AT_FIXED_RATE, reads_fps=False)
+    assert np.ptp(plan(900, 60.0, reading).frame_numbers) > 30
+    assert np.ptp(plan(900, 60.0, ignoring).frame_numbers) < 10
+    assert np.ptp(plan(900, None, ignoring).frame_numbers) < 10
+
+
+def test_a_missing_frame_rate_is_refused_where_the_model_needs_it(contract: Contract) -> None:
+    needing = dataclasses.replace(contract, sampler=AT_FIXED_RATE, reads_fps=True)
+    with pytest.raises(InvalidRequestError, match="10 frames per second") as caught:
+        plan(900, None, needing)
+    assert "fps=" in caught.value.hint
+
+
+def test_no_frames_are_refused(contract: Contract) -> None:
+    with pytest.raises(InvalidRequestError, match="at least one frame"):
+        plan(0, None, contract)
+
+
+# Shrinking: only if smaller, and only if the server then has nothing left to do.
+
+
+@pytest.mark.parametrize(
+    ("size", "resize"),
+    [
+        ((720, 1280), KeepRatioResize(short=256)),
+        ((1280, 720), KeepRatioResize(short=256)),
+        ((257, 341), KeepRatioResize(short=256)),
+        ((1080, 1920), KeepRatioResize(short=256, long=340)),
+        ((333, 1001), KeepRatioResize(short=224, long=300)),
+        ((240, 320), FixedResize(width=171, height=128)),
+    ],
+)
+def test_large_frames_are_sent_as_the_server_would_resize_them(
+    size: tuple[int, int], resize: KeepRatioResize | FixedResize
+) -> None:
+    frames = noise(2, *size)
+    small = _request.shrink(frames, resize)
+    assert small.nbytes < frames.nbytes
+    assert np.array_equal(small, transforms.resize(frames, resize))
+    assert transforms.resize(small, resize) is small
+
+
+@pytest.mark.parametrize(
+    ("size", "resize"),
+    [
+        ((72, 96), KeepRatioResize(short=256)),
+        ((256, 340), KeepRatioResize(short=256)),
+        ((100, 100), FixedResize(width=171, height=128)),
+        ((500, 500), None),
+        ((4, 4000), KeepRatioResize(short=4, long=100)),
+    ],
+)
+def test_other_frames_are_sent_as_they_are(
+    size: tuple[int, int], resize: KeepRatioResize | FixedResize | None
+) -> None:
+    frames = noise(1, *size)
+    assert _request.shrink(frames, resize) is frames
+
+
+def test_every_size_that_is_shrunk_stays_as_it_is_on_the_server() -> None:
+    shrunk = 0
+    for height, width in np.random.default_rng(1).integers(200, 3000, (3000, 2)).tolist():
+        frames = np.broadcast_to(np.uint8(0), (1, height, width, 3))
+        resize = KeepRatioResize(short=171, long=257)
+        small = transforms.target_size(height, width, resize)
+        if transforms.target_size(*small, resize) == small:
+            shrunk += 1
+        else:
+            assert _request.shrink(frames, resize) is frames
+    assert shrunk > 2900
+
+
+def test_frames_that_the_resize_would_change_twice_are_left_to_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames, resize = noise(1, 100, 100), KeepRatioResize(short=50)
+    sizes = {(100, 100): (50, 50), (50, 50): (50, 51)}
+    monkeypatch.setattr(transforms, "target_size", lambda h, w, spec: sizes[h, w])
+    assert _request.shrink(frames, resize) is frames
+
+
+def test_an_interpolation_that_is_missing_here_is_left_to_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transforms, "_find_cv2", lambda: None)
+    frames = noise(1, 100, 100)
+    assert _request.shrink(frames, KeepRatioResize(short=50, interpolation="area")) is frames
+    assert _request.shrink(frames, KeepRatioResize(short=50)).shape == (1, 50, 50, 3)
+
+
+# All frames of a video, or those of a plan.
+
+
+def test_from_all_frames_only_the_sampled_ones_are_taken(contract: Contract) -> None:
+    frames = moving_shapes(60, 48, 64)
+    sampled = _request.sample_frames(frames, None, contract)
+    expected = frames[sampling.sample(60, None, contract.sampler)]
+    assert np.array_equal(sampled.frames[sampled.frame_index], expected)
+    assert len(sampled.frames) == len(np.unique(sampled.frame_index)) < 60
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((72, 96, 3), np.uint8),
+        np.zeros((5, 72, 96, 4), np.uint8),
+        np.zeros((5, 72, 96, 3), np.float32),
+        np.zeros((0, 72, 96, 3), np.uint8),
+        np.zeros((5, 0, 96, 3), np.uint8),
+    ],
+    ids=["one frame", "four channels", "floats", "no frames", "no pixels"],
+)
+def test_frames_of_another_form_are_refused(frames: np.ndarray, contract: Contract) -> None:
+    with pytest.raises(InvalidRequestError, match=r"uint8 of shape \[frames, height, width, 3\]"):
+        _request.sample_frames(frames, None, contract)
+
+
+def test_a_plan_of_ones_own_decoder_gives_the_same_request(contract: Contract) -> None:
+    frames = moving_shapes(60)
+    chosen = plan(60, None, contract)
+    own = _request.take_sampled(frames[chosen.frame_numbers], chosen.frame_index, contract)
+    ours = _request.sample_frames(frames, None, contract)
+    assert np.array_equal(own.frames, ours.frames)
+    assert np.array_equal(own.frame_index, ours.frame_index)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (np.arange(7), "8 integers"),
+        (np.zeros(8), "8 integers"),
+        (np.arange(8) - 1, "from -1 to 6"),
+        (np.arange(8) + 1, "from 1 to 8"),
+        (np.full(8, 2**32), "from 4294967296"),
+    ],
+    ids=["too few", "floats", "negative", "too large", "beyond int32"],
+)
+def test_an_index_that_does_not_fit_is_refused(
+    index: np.ndarray, words: str, contract: Contract
+) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        _request.take_sampled(noise(8, 48, 64), index, contract)
+
+
+# Packing.
+
+
+def test_tensors_have_the_names_types_and_bytes_of_the_wire_format() -> None:
+    sampled = SampledFrames(frames=noise(3, 4, 5), frame_index=np.array([0, 2, 1, 1], np.int32))
+    frames, index = _request.encode(sampled)
+    assert (frames.name(), frames.datatype(), frames.shape()) == ("frames", "UINT8", [3, 4, 5, 3])
+    assert (index.name(), index.datatype(), index.shape()) == ("frame_index", "INT32", [4])
+    assert frames._get_content() == sampled.frames.tobytes()
+    assert index._get_content() == sampled.frame_index.tobytes()
+
+
+def test_a_request_beyond_two_gib_is_refused_before_it_is_copied() -> None:
+    # 346 frames of full HD are 2.004 GiB; here they take one byte.
+    frames = np.broadcast_to(np.uint8(0), (346, 1080, 1920, 3))
+    sampled = SampledFrames(frames=frames, frame_index=np.zeros(8, np.int32))
+    with pytest.raises(InvalidRequestError, match=r"346 frames of 1920x1080 are 2\.00 GiB") as seen:
+        _request.encode(sampled)
+    assert "--num-clips" in seen.value.hint
