@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import action_runtime
 import cv2
 import numpy as np
 import pytest
+from action_export import repository
+from action_export.types import Tensors
 from action_runtime.spec import (
     PARAMETER,
     Contract,
@@ -136,13 +136,12 @@ def pb_utils(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def model_class(
     pb_utils: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[type]:
-    """TritonPythonModel of a published copy; the stub imports `1.model` from the model's folder."""
-    version = tmp_path / "example_preprocess" / "1"
-    source = Path(action_runtime.__file__).parent
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(source, version / "action_runtime", ignore=ignored)
-    (version / "model.py").write_text("from .action_runtime.backend import TritonPythonModel\n")
-    monkeypatch.syspath_prepend(version.parent)
+    """TritonPythonModel of the files that are published; the stub imports `1.model` as here."""
+    tensors = Tensors.of(CONTRACT, max_batch_size=1)
+    names = repository.check_name("example")
+    plan = repository.plan(tmp_path / "none", names, contract=CONTRACT, tensors=tensors)
+    repository.write(plan, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / names.preprocess)
     before = set(sys.modules)
     yield importlib.import_module("1.model").TritonPythonModel
     for name in set(sys.modules) - before:
