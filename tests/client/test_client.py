@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from action_client import (
     VideoClient,
     VideoError,
     _request,
+    _transport,
     _video,
     plan,
     published_models,
@@ -374,6 +377,22 @@ def test_a_server_that_comes_up_meanwhile_is_found(
     with fake_triton({"moves": FakeModel(contract)}, port=port):
         asking.join(timeout=20)
     assert len(answers) == 1
+
+
+def test_a_server_that_comes_up_in_the_first_pause_is_found_by_the_next_try(
+    clip: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC's own default is to fail every call in the second after a refused connection."""
+    port = free_port()
+    with contextlib.ExitStack() as running:
+
+        def start_and_sleep(seconds: float) -> None:
+            running.enter_context(fake_triton({"moves": FakeModel(contract)}, port=port))
+            time.sleep(seconds)
+
+        clock = types.SimpleNamespace(sleep=start_and_sleep, monotonic=time.monotonic)
+        monkeypatch.setattr(_transport, "time", clock)
+        assert classify_blocking(f"127.0.0.1:{port}", "moves", clip, retries=1).top
 
 
 def test_a_dropped_connection_is_tried_again(

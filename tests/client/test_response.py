@@ -76,6 +76,13 @@ def test_best_classes_come_first_and_ties_in_class_order(contract: Contract) -> 
     )
 
 
+def test_ties_of_many_classes_stay_in_class_order(contract: Contract) -> None:
+    many = dataclasses.replace(contract, classes=400, labels=())
+    scores = np.resize(np.array([0.1, 0.2], np.float32), 400)
+    found = _response.classification(scores, many, 200, NO_TIME)
+    assert [prediction.index for prediction in found.top] == list(range(1, 400, 2))
+
+
 @pytest.mark.parametrize(("top_k", "given"), [(1, 1), (2, 2), (50, 3)])
 def test_top_k_is_at_most_the_number_of_classes(top_k: int, given: int, contract: Contract) -> None:
     scores = np.array([0.2, 0.3, 0.5], np.float32)

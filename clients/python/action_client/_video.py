@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 
 Convert = Callable[[Frames], Frames]
 
-# Only these store a presentation time with every packet and an index of keyframes. FFmpeg makes up
-# the times of AVI, and finds its way in MPEG-TS by bisecting bytes.
+# A jump can't be checked against what it jumps over, so every packet must be known to be a frame.
+# These formats store a presentation time with each packet and an index of keyframes: FFmpeg makes
+# up the times of AVI, and finds its way in MPEG-TS by bisecting bytes. These codecs have no packets
+# without a picture, as MPEG-4 and VP8 do.
 _SEEKABLE_FORMATS = ("mov", "matroska")
+_SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1")
 
 # A jump throws away what the decoder's threads have begun; below this it saved no time (H.264,
 # 1280x720, two cores).
@@ -153,8 +156,9 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     from av.video.stream import VideoStream
 
     try:
-        # A playlist must not make a service fetch what its author points at.
-        container = av.open(str(path), options={"protocol_whitelist": "file"})
+        # A playlist must not make a service fetch what its author points at. (With `options`
+        # PyAV 14 to 16 crash on MPEG program streams.)
+        container = av.open(str(path), container_options={"protocol_whitelist": "file"})
     except av.error.FFmpegError as exc:
         raise VideoError(
             f"{path} is not a video that FFmpeg can read, or is cut short ({exc.strerror})",
@@ -198,7 +202,10 @@ def _scan(path: Path) -> tuple[VideoInfo, _Index | None]:
             raise VideoError(f"{path} has a video stream without a single frame", hint=_REPAIR_HINT)
         _check_complete(path, stream, packets)
         fps = float(stream.average_rate) if stream.average_rate else None
-        seekable = container.format.name.split(",")[0] in _SEEKABLE_FORMATS
+        seekable = (
+            container.format.name.split(",")[0] in _SEEKABLE_FORMATS
+            and stream.codec.canonical_name in _SEEKABLE_CODECS
+        )
     return VideoInfo(total_frames=shown, fps=fps), _index_of(packets, seekable=seekable)
 
 
@@ -263,12 +270,11 @@ def _jump(
     first = next(packets, None)
     if first is None or first.pts is None or not first.is_keyframe:
         raise _NotAsIndexedError
-    landed, start = index.number_of(first.pts), first.pts
+    landed = index.number_of(first.pts)
     if landed is None or landed > key:
         raise _NotAsIndexedError
-    frames = _decoded(chain([first], packets))
-    # Leading pictures of an open GOP come out broken here: their references lie before the jump.
-    return (f for f in frames if f.pts is None or f.pts >= start), landed - 1
+    # The decoder drops an open GOP's leading pictures, whose references were jumped over.
+    return _decoded(chain([first], packets)), landed - 1
 
 
 def _frames_by_count(path: Path, numbers: Iterable[int]) -> Iterator[VideoFrame]:
