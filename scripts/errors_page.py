@@ -24,15 +24,14 @@ Of every command: 0 is success, 1 a bug (with its traceback: please report it), 
 130 an interrupt.
 """
 
-_STATUS = """\
-## What the served model answers with
-
-| gRPC status | when |
-|---|---|
-| `INVALID_ARGUMENT` | the request cannot become clips: no frames, a wrong rank or number of channels, an index that is negative or out of range, a wrong number of positions, frames smaller than the crop. The message says what was expected. Other requests of the same execution are answered. |
-| `INTERNAL` | the preprocess model failed on a request; a bug |
-| `NOT_FOUND`, `UNAVAILABLE` | the model is not loaded; the server's log says why |
-"""
+_STATUSES = {
+    "`INVALID_ARGUMENT`": "the request cannot become clips: no frames, a wrong rank or number of "
+    "channels, an index that is negative or out of range, a wrong number of positions, frames "
+    "smaller than the crop. The message says what was expected. Other requests of the same "
+    "execution are answered.",
+    "`INTERNAL`": "the preprocess model failed on a request; a bug",
+    "`NOT_FOUND`, `UNAVAILABLE`": "the model is not loaded; the server's log says why",
+}
 
 
 def page() -> str:
@@ -41,7 +40,7 @@ def page() -> str:
         _HEAD,
         _table("`action-export` and `action-serve`", ActionExportError),
         _table("`action-client` and the Python client", ActionClientError),
-        _STATUS,
+        _statuses(),
     ]
     return "\n".join(parts)
 
@@ -54,6 +53,12 @@ def _table(title: str, root: type[Exception]) -> str:
     return "\n".join(
         [f"## {title}\n", "| exit code | error | meaning |", "|---|---|---|", *rows, ""]
     )
+
+
+def _statuses() -> str:
+    rows = [f"| {status} | {meaning} |" for status, meaning in _STATUSES.items()]
+    head = ["## What the served model answers with\n", "| gRPC status | when |", "|---|---|"]
+    return "\n".join([*head, *rows, ""])
 
 
 def _kinds(root: type[Exception]) -> Iterator[type[Exception]]:

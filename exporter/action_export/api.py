@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# the device file of NVIDIA's kernel driver
+_NVIDIA = Path("/dev/nvidiactl")
+
+
 def _ignore(event: StepEvent) -> None:
     """For callers who don't listen."""
 
@@ -213,9 +217,13 @@ def _prove(
 def _prove_live(
     job: _Job, stage: Path, references: tuple[Reference, ...], steps: Steps
 ) -> tuple[Check, ...]:
-    if job.request.proof == "graph":
+    request = job.request
+    if request.proof == "graph":
         return ()
     with steps("prove server") as step:
+        if request.proof == "auto" and request.device == "gpu" and not _NVIDIA.exists():
+            step.result = "skipped: --device gpu, and there is no GPU here"
+            return ()
         try:
             check = live.verify_live(
                 stage,
@@ -225,7 +233,7 @@ def _prove_live(
                 tolerance=job.family.tolerance,
             )
         except DependencyError as exc:
-            if job.request.proof == "server":
+            if request.proof == "server":
                 raise
             step.result = f"skipped: {exc.message}"
             return ()

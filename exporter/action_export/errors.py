@@ -35,6 +35,11 @@ class ActionExportError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+def first_line(exc: BaseException) -> str:
+    """What a library's exception says, without the traces and advice that some add below."""
+    return str(exc).strip().partition("\n")[0] or type(exc).__name__
+
+
 class ConfigError(ActionExportError):
     """The config cannot be read, or is no recognizer."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from action_export.dependencies import require
 from action_export.errors import DependencyError
 
 # mmaction/models/localizers/__init__.py of the 1.2.0 wheel imports `.drn.drn`, which the wheel
@@ -25,10 +26,7 @@ def import_mmaction() -> ModuleType:
     Raises:
         DependencyError: mmaction2 is not installed, or does not import.
     """
-    if importlib.util.find_spec("mmaction") is None:
-        raise DependencyError(
-            "mmaction2 is not installed", hint='pip install "action-export[export]"'
-        )
+    require("mmaction", extra="export")
     try:
         if not _is_in_wheel():
             _install_stub()

@@ -17,15 +17,23 @@ from pathlib import Path
 import numpy as np
 from action_runtime.sampling import sample
 from action_runtime.spec import Contract
-from action_runtime.transforms import make_clips, pixel_library
+from action_runtime.transforms import BadRequestError, make_clips, pixel_library
 from numpy.typing import NDArray
 
-from action_export.errors import InconclusiveError, ParityError, TracingError
+from action_export.errors import (
+    InconclusiveError,
+    ParityError,
+    TracingError,
+    VideoError,
+    first_line,
+)
 from action_export.reference import Reference
 from action_export.types import Check, TensorSpec
 
 # Property 1: how many times the bound two references must lie apart.
 _MARGIN = 10.0
+
+_HINT = "nothing was published; please report the config with these figures"
 
 
 def distinguishable(references: tuple[Reference, ...], tolerance: float) -> tuple[Reference, ...]:
@@ -56,7 +64,11 @@ def require_distinguishable(references: tuple[Reference, ...], tolerance: float)
 
 
 def verify_pixels(references: tuple[Reference, ...], contract: Contract) -> tuple[Check, ...]:
-    """The runtime's sampling and pixels against those of mmaction2's pipeline."""
+    """The runtime's sampling and pixels against those of mmaction2's pipeline.
+
+    Raises:
+        VideoError: the runtime refuses the frames of a video, as it would a client's.
+    """
     library = pixel_library(contract.resize)
     indices = max(_index_error(reference, contract) for reference in references)
     pixels = max(_pixel_error(reference, contract) for reference in references)
@@ -84,6 +96,10 @@ def verify_graph(
     """The ONNX file in ONNX Runtime against `model.predict`, on batches of mixed videos.
 
     Batch sizes are one, two, three and the largest, as far as `max_batch_size` allows.
+
+    Raises:
+        TracingError: ONNX Runtime does not load the file.
+        ParityError: it does not run on a batch, or gives another number of rows.
     """
     run = _session(path, clips)
     sizes = sorted({1, 2, 3, clips.max_batch_size} & set(range(1, clips.max_batch_size + 1)))
@@ -99,7 +115,8 @@ def compare_scores(
     agree = sum(int(scores.argmax() == reference.scores.argmax()) for scores, reference in pairs)
     return Check(
         name=name,
-        error=max(_difference(scores, reference) for scores, reference in pairs),
+        # numpy's max keeps a NaN wherever it stands; Python's only if it comes first
+        error=float(np.max([_difference(scores, reference) for scores, reference in pairs])),
         bound=tolerance,
         unit="of spread",
         detail=f"top-1 {agree}/{len(pairs)}",
@@ -116,7 +133,7 @@ def require(checks: tuple[Check, ...]) -> None:
                 f"{check.name} by {check.error:.3g} {check.unit} (bound {check.bound:g})"
                 for check in failed
             ),
-            hint="nothing was published; please report the config with these figures",
+            hint=_HINT,
         )
 
 
@@ -158,12 +175,21 @@ def _session(path: Path, clips: TensorSpec) -> Callable[[NDArray[np.uint8]], NDA
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as exc:
         raise TracingError(
-            f"ONNX Runtime does not load the graph: {str(exc).strip()}",
+            f"ONNX Runtime does not load the graph: {first_line(exc)}",
             hint="another --opset may be one that it supports",
         ) from exc
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = session.run(None, {clips.name: batch})[0]
+        try:
+            scores: NDArray[np.float32] = session.run(None, {clips.name: batch})[0]
+        except Exception as exc:
+            raise ParityError(
+                f"the graph does not run on a batch of {len(batch)}: {first_line(exc)}", hint=_HINT
+            ) from exc
+        if scores.shape[:1] != batch.shape[:1]:
+            raise ParityError(
+                f"the graph turns a batch of {len(batch)} into {list(scores.shape)}", hint=_HINT
+            )
         return scores
 
     return run
@@ -178,7 +204,15 @@ def _index_error(reference: Reference, contract: Contract) -> float:
 
 
 def _pixel_error(reference: Reference, contract: Contract) -> float:
-    ours = make_clips(reference.frames, reference.frame_index, contract)
+    if reference.frame_index.shape != (contract.positions,):
+        return float("inf")
+    try:
+        ours = make_clips(reference.frames, reference.frame_index, contract)
+    except BadRequestError as exc:
+        raise VideoError(
+            f"the preprocess model refuses {reference.video}: {exc}",
+            hint="prove on other videos with --videos",
+        ) from exc
     if ours.shape != reference.clips.shape:
         return float("inf")
     # by view, so that only one view at a time is widened to hold the sign

@@ -98,6 +98,12 @@ def derive(config: RecognizerConfig, views: ViewOptions) -> Preprocessing:
         UnsupportedError: a transform, an argument or an order with no serving equivalent.
         ConfigError: the pipeline contradicts itself or the data_preprocessor.
     """
+    has_crop = any(transform["type"] in _CROPS for transform in config.pipeline)
+    if views.crops != "config" and not has_crop:
+        raise UnsupportedError(
+            f"the test pipeline of {config.path.name} has no crop for --crops {views.crops}",
+            hint="leave --crops out, or add a CenterCrop to the config",
+        )
     pipeline = tuple(_with_views(transform, views) for transform in config.pipeline)
     steps = _Steps(config)
     for position, transform in enumerate(pipeline):
@@ -153,9 +159,10 @@ class _Steps:
         reader = self._reader(name)
         if reader is None:
             raise _unknown(position, name)
+        read = _Arguments(where, f"{self._config.pipeline_key}.{position}", arguments)
         if self._packed:
-            raise UnsupportedError(f"{where} comes after PackActionInputs")
-        reader(name, _Arguments(where, arguments))
+            raise read.refuse("comes after PackActionInputs")
+        reader(name, read)
 
     def _reader(self, name: str) -> Callable[[str, _Arguments], None] | None:
         readers: dict[str, Callable[[str, _Arguments], None]] = {
@@ -250,13 +257,18 @@ class _Steps:
             raise arguments.refuse("is a second crop")
         arguments.expect("lazy", False)
         match arguments.take("crop_size"):
-            case int(size):
+            case int(size) if size > 0:
                 width = height = size
-            case (int(width), int(height)):
+            case (int(width), int(height)) if min(width, height) > 0:
                 pass
             case other:
                 raise arguments.refuse(f"has crop_size={other!r}; a number or (w, h) is served")
         self._crop = Crop(kind=_CROPS[name], width=width, height=height)
+        if not _fits(self._crop, self._resize):
+            raise arguments.refuse(
+                f"has crop_size={(width, height)}; it must fit into the resized frames"
+                + (", and be as wide or as high as they are" if name == "ThreeCrop" else "")
+            )
         arguments.finish()
 
     def _read_flip(self, name: str, arguments: _Arguments) -> None:
@@ -266,6 +278,7 @@ class _Steps:
         arguments.finish()
 
     def _read_format(self, name: str, arguments: _Arguments) -> None:
+        arguments.require("input_format")
         self._layout = arguments.choice("input_format", _LAYOUTS)
         arguments.expect("collapse", False)
         arguments.finish()
@@ -338,13 +351,18 @@ class _Steps:
 class _Arguments:
     """The arguments of one transform; what nobody asked for is refused at the end."""
 
-    def __init__(self, where: str, values: dict[str, Any]) -> None:
+    def __init__(self, where: str, key: str, values: dict[str, Any]) -> None:
         self._where = where
+        self._key = key
         self._values = values
 
-    def take(self, key: str, *default: Any) -> Any:
-        if key not in self._values and not default:
+    def require(self, key: str) -> None:
+        if key not in self._values:
             raise self.refuse(f"lacks {key}")
+
+    def take(self, key: str, *default: Any) -> Any:
+        if not default:
+            self.require(key)
         return self._values.pop(key, *default)
 
     def integer(self, key: str, *default: int) -> int:
@@ -380,9 +398,24 @@ class _Arguments:
     def refuse(self, fact: str) -> UnsupportedError:
         return UnsupportedError(
             f"{self._where} {fact}",
-            hint="edit the config or override it with --cfg-options; docs/preprocessing.md lists "
-            "what is served",
+            hint=f"edit the config, or --cfg-options {self._key}.ARGUMENT=VALUE; "
+            "docs/preprocessing.md lists what is served",
         )
+
+
+def _fits(crop: Crop, resize: Resize | None) -> bool:
+    """False where no frame that leaves the resize is one that mmaction2 could crop so."""
+    match resize:
+        case FixedResize(width=width, height=height):
+            inside = crop.width <= width and crop.height <= height
+            # ThreeCrop asserts that it moves along one side only
+            return inside and (crop.kind != "three" or crop.width == width or crop.height == height)
+        case KeepRatioResize(short=short, long=None):
+            # one side is `short`, the other at least that
+            inside = min(crop.width, crop.height) <= short
+            return inside and (crop.kind != "three" or short in (crop.width, crop.height))
+        case _:
+            return True
 
 
 def _unknown(position: int, name: str) -> UnsupportedError:
@@ -405,6 +438,8 @@ def _with_views(transform: Transform, views: ViewOptions) -> Transform:
 
 def _with_clips(sampler: Transform, num_clips: int) -> Transform:
     """`num_clips` clips in all, so no second pass and one position of a dense sampler."""
+    if _clips(sampler) == num_clips:
+        return sampler
     single: dict[str, dict[str, Any]] = {
         "SampleFrames": {"twice_sample": False},
         "DenseSampleFrames": {"num_sample_positions": 1},
@@ -418,11 +453,19 @@ def _views(pipeline: tuple[Transform, ...]) -> dict[str, int | str]:
     for transform in pipeline:
         name = transform.get("type")
         if name in _SAMPLERS:
-            clips = int(transform.get("num_clips", 1))
-            twice = name == "SampleFrames" and transform.get("twice_sample")
-            positions = transform.get("num_sample_positions", 10)
-            dense = int(positions) if name == "DenseSampleFrames" else 1
-            views["num_clips"] = clips * (2 if twice else 1) * dense
+            views["num_clips"] = _clips(transform)
         elif name in _CROPS:
             views["crops"] = _CROPS[str(name)]
     return views
+
+
+def _clips(sampler: Transform) -> int:
+    """Clips that a sampler takes in all."""
+    clips = int(sampler.get("num_clips", 1))
+    match sampler["type"]:
+        case "SampleFrames":
+            return clips * (2 if sampler.get("twice_sample") else 1)
+        case "DenseSampleFrames":
+            return clips * int(sampler.get("num_sample_positions", 10))
+        case _:
+            return clips

@@ -10,7 +10,7 @@ import numpy as np
 from action_runtime.sampling import distinct
 from numpy.typing import NDArray
 
-from action_export.errors import ConfigError, DependencyError, VideoError
+from action_export.errors import ConfigError, DependencyError, VideoError, first_line
 from action_export.mmaction_compat import quiet
 from action_export.preprocess import Preprocessing
 from action_export.source import Transform
@@ -47,20 +47,26 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
     Raises:
         VideoError: the video cannot be read.
         DependencyError: the decoder that the pipeline names is not installed.
-        ConfigError: mmaction2 refuses the arguments of a transform.
+        ConfigError: mmaction2 refuses the arguments of a transform, or the clips they make.
     """
     import torch
     from mmengine.dataset import pseudo_collate
 
-    if not video.is_file():
-        raise VideoError(f"there is no video file {video}", hint="check --videos")
+    _check_video(video)
     with quiet():
         passed, packed = run_pipeline(preprocessing.pipeline, video)
     # test_step may change what it is given, so the clips are taken first
     clips = _as_clips(packed["inputs"].numpy(), preprocessing)
     recognizer: Any = model
-    with torch.no_grad():
-        sample = recognizer.test_step(pseudo_collate([packed]))[0]
+    try:
+        with torch.no_grad():
+            sample = recognizer.test_step(pseudo_collate([packed]))[0]
+    # the parts of a model are foreign code, and raise anything where they do not fit together
+    except Exception as exc:
+        raise ConfigError(
+            f"mmaction2 cannot run the model on the clips of {video}: {first_line(exc)}",
+            hint="mend `model` or the test pipeline of the config",
+        ) from exc
     sampled = np.asarray(passed["frame_inds"], np.int32)
     _, first_position = np.unique(sampled, return_index=True)
     return Reference(
@@ -73,6 +79,24 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
         clips=clips,
         scores=np.asarray(sample.pred_score, np.float32),
     )
+
+
+def _check_video(video: Path) -> None:
+    """Comes before mmaction2, because decord prints the bytes of what it cannot open."""
+    import av
+
+    if not video.is_file():
+        raise VideoError(f"there is no video file {video}", hint="check --videos")
+    try:
+        with av.open(str(video)) as container:
+            streams = len(container.streams.video)
+    except (av.error.FFmpegError, OSError) as exc:
+        raise VideoError(
+            f"{video} is no video that can be read: {exc.strerror}",
+            hint="prove on other videos with --videos",
+        ) from exc
+    if not streams:
+        raise VideoError(f"{video} has no video stream", hint="check --videos")
 
 
 def run_pipeline(
@@ -115,7 +139,8 @@ def _build(transform: Transform) -> Any:
     # a constructor of mmaction2's, which checks with asserts and TypeErrors alike
     except Exception as exc:
         raise ConfigError(
-            f"mmaction2 refuses {dict(transform)}: {exc}", hint="mend the test pipeline"
+            f"mmaction2 refuses {dict(transform)}: {first_line(exc)}",
+            hint="mend the test pipeline",
         ) from exc
 
 
@@ -125,13 +150,13 @@ def _apply(transform: Any, results: dict[str, Any], video: Path) -> dict[str, An
         output: dict[str, Any] = transform(results)
     except ImportError as exc:
         raise DependencyError(
-            f"the test pipeline decodes with {name}, whose library is missing: {exc}",
+            f"the test pipeline decodes with {name}, whose library is missing: {first_line(exc)}",
             hint="install it, or decode with DecordInit and DecordDecode",
         ) from exc
     # decoders raise errors of their own libraries, and the crops assert
     except Exception as exc:
         raise VideoError(
-            f"mmaction2's {name} fails on {video}: {str(exc).strip() or type(exc).__name__}",
+            f"mmaction2's {name} fails on {video}: {first_line(exc)}",
             hint="prove on other videos with --videos",
         ) from exc
     return output

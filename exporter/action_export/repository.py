@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -23,7 +24,7 @@ _INSTANCE_KINDS: dict[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "g
 _DISK_ERRORS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.ENAMETOOLONG),
 }
 
 
@@ -93,25 +94,27 @@ def plan(
 
     Raises:
         ContractChangedError: the name is taken by a model with another contract or other tensors.
-        RepositoryError: the target is no directory, or the version exists.
+        RepositoryError: the target cannot be read or is no directory, or the version is taken.
     """
-    if repo.exists() and not repo.is_dir():
-        raise RepositoryError(f"{repo} is a file", hint="give --triton-repo a directory")
-    published = _published_versions(repo, names)
     texts = _render(names, contract=contract, tensors=tensors, device=device)
-    if published:
-        _check_compatible(repo, names, contract, texts)
-    elif taken := [name for name in names if (repo / name).exists()]:
+    with _disk_errors(f"{repo} cannot be read"):
+        if repo.exists() and not repo.is_dir():
+            raise RepositoryError(f"{repo} is a file", hint="give --triton-repo a directory")
+        before = _published_contract(repo, names)
+        if before is not None:
+            _check_compatible(repo, names, before, contract, texts)
+        elif taken := [name for name in names if (repo / name).exists()]:
+            raise RepositoryError(
+                f"{repo / taken[0]} exists, and is no part of a published {names.ensemble}",
+                hint="give another --name, or remove it",
+            )
+        latest = _latest_version(repo, names)
+        replaces = tuple(path for path in texts if (repo / path).exists())
+    chosen = latest + 1 if version is None else version
+    if chosen <= latest:
         raise RepositoryError(
-            f"{repo / taken[0]} exists and was not written by action-export",
-            hint="give another --name, or remove it",
-        )
-    chosen = version if version is not None else max(published, default=0) + 1
-    if chosen < 1 or chosen in published:
-        state = "is published already" if chosen in published else "is no version"
-        raise RepositoryError(
-            f"version {chosen} of {names.ensemble} {state}",
-            hint=f"--model-version {max(published, default=0) + 1} is free",
+            f"version {chosen} of {names.ensemble} is no new one: the next is {latest + 1}",
+            hint=f"--model-version {latest + 1} or higher; Triton serves the highest",
         )
     versioned = {f"{names.preprocess}/{chosen}/{path}": text for path, text in _runtime().items()}
     return Plan(
@@ -121,7 +124,7 @@ def plan(
         texts={**texts, **versioned},
         graph=f"{names.recognizer}/{chosen}/model.onnx",
         manifest=f"{names.ensemble}/{chosen}/manifest.json",
-        replaces=tuple(path for path in texts if (repo / path).exists()),
+        replaces=replaces,
     )
 
 
@@ -135,20 +138,29 @@ def staging(repo: Path) -> Iterator[Path]:
     Raises:
         RepositoryError: the folder cannot be made, or the disk failed the block.
     """
-    parent = repo.absolute().parent
+    # of a repository that is a symbolic link, beside the folder that it leads to
+    parent = Path(os.path.realpath(repo)).parent
+    with _disk_errors(f"{parent} cannot be written"), ExitStack() as undo:
+        missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            undo.callback(_remove_if_empty, folder)
+        stage = Path(tempfile.mkdtemp(prefix=f".{repo.name}.staging-", dir=parent))
+        undo.callback(shutil.rmtree, stage, ignore_errors=True)
+        _check_same_device(repo, stage)
+        yield stage
+
+
+@contextmanager
+def _disk_errors(fact: str) -> Iterator[None]:
+    """Turns what a disk or its permissions refuse into a RepositoryError; the rest is a bug."""
     try:
-        with ExitStack() as undo:
-            for folder in _make_parents(parent):
-                undo.callback(_remove_if_empty, folder)
-            stage = Path(tempfile.mkdtemp(prefix=f".{repo.name}.staging-", dir=parent))
-            undo.callback(shutil.rmtree, stage, ignore_errors=True)
-            _check_same_device(repo, stage)
-            yield stage
+        yield
     except OSError as exc:
         if exc.errno not in _DISK_ERRORS:
             raise
         raise RepositoryError(
-            f"{exc.filename or parent} cannot be written: {exc.strerror}",
+            f"{fact}: {exc.strerror}" + (f" ({exc.filename})" if exc.filename else ""),
             hint="free space or change permissions there, or give another --triton-repo",
         ) from exc
 
@@ -168,36 +180,56 @@ def publish(plan: Plan, stage: Path) -> None:
 
     A new model arrives by one rename. Of a model that is there the version arrives first, then its
     config. The ensemble comes last: until its config is there, clients see what they saw before.
+    That holds too when the process is killed outright; then what had arrived stays, and the next
+    export takes a higher version, or says what to remove.
 
     Raises:
         RepositoryError: a step failed, and every earlier one was undone.
     """
-    done: list[Callable[[], None]] = []
+    undos: list[Callable[[], None]] = []
     try:
         for act, undo in _steps(plan, stage):
+            # noted before it acts, because an interrupt may arrive as soon as it has acted
+            undos.append(undo)
             act()
-            done.append(undo)
     except BaseException as exc:
-        for undo in reversed(done):
-            undo()
+        _undo(plan, undos)
         if isinstance(exc, OSError):
             raise RepositoryError(
-                f"{plan.repo} cannot be written: {exc.strerror or exc} ({exc.filename})",
-                hint="it was left as it was; mend this and export again",
+                f"{exc.filename2 or exc.filename or plan.repo} cannot be written: {exc.strerror}",
+                hint=f"{plan.repo} was left as it was; mend this and export again",
             ) from exc
         raise
+
+
+def _undo(plan: Plan, undos: list[Callable[[], None]]) -> None:
+    failed: list[OSError] = []
+    for undo in reversed(undos):
+        try:
+            undo()
+        except OSError as exc:
+            failed.append(exc)
+    if failed:
+        raise RepositoryError(
+            f"{failed[0].filename} cannot be put back: {failed[0].strerror}",
+            hint=f"remove version {plan.version} of {', '.join(plan.names)} from {plan.repo}",
+        ) from failed[0]
 
 
 _Step = tuple[Callable[[], None], Callable[[], None]]
 
 
 def _steps(plan: Plan, stage: Path) -> Iterator[_Step]:
-    """(do, undo) pairs. Each is one rename, so that each is done whole or not at all."""
+    """(act, undo) pairs. An act is done whole or not at all; an undo of what was not done is none.
+
+    What is new and what is there is the plan's decision, not the disk's: a model that another
+    export has published in the meantime is in the way, and stays.
+    """
     if not plan.repo.exists():
-        yield plan.repo.mkdir, plan.repo.rmdir
+        yield lambda: plan.repo.mkdir(exist_ok=True), lambda: _remove_if_empty(plan.repo)
     for name in plan.names:
         model, staged = plan.repo / name, stage / name
-        if not model.exists():
+        if f"{name}/config.pbtxt" not in plan.replaces:
             yield _move(staged, model)
             continue
         yield _move(staged / str(plan.version), model / str(plan.version))
@@ -209,34 +241,40 @@ def _steps(plan: Plan, stage: Path) -> Iterator[_Step]:
 
 
 def _move(source: Path, target: Path) -> _Step:
-    return lambda: os.rename(source, target), lambda: os.rename(target, source)
+    def undo() -> None:
+        if not source.exists():
+            os.rename(target, source)
+
+    return lambda: os.rename(source, target), undo
 
 
 def _replace(source: Path, target: Path, backup: Path) -> _Step:
     def act() -> None:
         if target.exists():
-            # a second name of the same file: undoing brings back the very inode
-            os.link(target, backup)
+            _back_up(target, backup)
         os.replace(source, target)
 
     def undo() -> None:
+        if source.exists():
+            return
         if backup.exists():
             os.replace(backup, target)
         else:
-            target.unlink()
+            target.unlink(missing_ok=True)
 
     return act, undo
 
 
-def _make_parents(parent: Path) -> list[Path]:
-    """Makes the missing folders above the repository; the innermost is last in the result."""
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
+def _back_up(file: Path, backup: Path) -> None:
+    try:
+        # a second name of the same file: undoing brings back the very inode
+        os.link(file, backup)
+    except OSError:  # some network file systems have no hard links
+        shutil.copy2(file, backup)
 
 
 def _remove_if_empty(folder: Path) -> None:
-    if not any(folder.iterdir()):
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -248,47 +286,42 @@ def _check_same_device(repo: Path, stage: Path) -> None:
         )
 
 
-def _published_versions(repo: Path, names: Names) -> set[int]:
-    """Versions of a model that action-export wrote; empty where there is none."""
-    if _published_contract(repo, names) is None:
-        return set()
-    folders = (repo / names.ensemble).iterdir()
-    return {int(folder.name) for folder in folders if folder.name.isdigit() and folder.is_dir()}
+def _latest_version(repo: Path, names: Names) -> int:
+    """The highest version of the three models, or 0; a killed export may have left one in two."""
+    models = [repo / name for name in names if (repo / name).is_dir()]
+    folders = [folder for model in models for folder in model.iterdir() if folder.is_dir()]
+    return max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
 
 
 def _published_contract(repo: Path, names: Names) -> Contract | None:
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
-    config = repo / names.ensemble / "config.pbtxt"
-    if not config.is_file():
+    """Of a model that action-export wrote; None where there is none."""
+    config = _read_config(repo / names.ensemble / "config.pbtxt")
+    if config is None:
         return None
     try:
-        message = text_format.Parse(config.read_text("utf-8"), model_config_pb2.ModelConfig())
-        return Contract.from_json(message.parameters[PARAMETER].string_value)
-    except (text_format.ParseError, ContractError):
+        return Contract.from_json(config.parameters[PARAMETER].string_value)
+    except ContractError:
         return None
 
 
-def _check_compatible(repo: Path, names: Names, contract: Contract, texts: dict[str, str]) -> None:
-    """A new version must not change what clients rely on; provenance may differ."""
-    before = _published_contract(repo, names)
-    assert before is not None
+def _check_compatible(
+    repo: Path, names: Names, before: Contract, contract: Contract, texts: dict[str, str]
+) -> None:
+    """A new version must not change what clients rely on; where it comes from may differ."""
     changed = [
-        field
-        for field in ("sampler", "resize", "crop", "classes", "average", "channels", "reads_fps")
-        if getattr(before, field) != getattr(contract, field)
+        field.name
+        for field in dataclasses.fields(Contract)
+        if field.name not in ("provenance", "config_views")
+        and getattr(before, field.name) != getattr(contract, field.name)
     ]
-    if before.labels != contract.labels:
-        changed.append("labels")
     for name in (names.preprocess, names.recognizer):
-        config = repo / name / "config.pbtxt"
-        if not config.is_file():
+        path = repo / name / "config.pbtxt"
+        old, new = _read_config(path), _parse(texts[f"{name}/config.pbtxt"])
+        if old is None:
             raise RepositoryError(
-                f"{config} is missing, so {names.ensemble} is incomplete",
+                f"{path} is missing or cannot be read, so {names.ensemble} is incomplete",
                 hint="restore it, or give another --name",
             )
-        old, new = _parse(config.read_text("utf-8")), _parse(texts[f"{name}/config.pbtxt"])
         if (list(old.input), list(old.output)) != (list(new.input), list(new.output)):
             changed.append(f"tensors of {name}")
     if changed:
@@ -297,6 +330,18 @@ def _check_compatible(repo: Path, names: Names, contract: Contract, texts: dict[
             f"{', '.join(changed)} would change",
             hint="its clients would break; publish under a new --name",
         )
+
+
+def _read_config(path: Path) -> Any | None:
+    """A config.pbtxt as protobuf; None where the file is missing or is something else."""
+    from google.protobuf.text_format import ParseError
+
+    if not path.is_file():
+        return None
+    try:
+        return _parse(path.read_text("utf-8"))
+    except (ParseError, UnicodeDecodeError):
+        return None
 
 
 def _parse(text: str) -> Any:

@@ -6,12 +6,18 @@ import difflib
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from action_export.errors import CheckpointError, ConfigError, LabelsError, UnsupportedError
+from action_export.errors import (
+    CheckpointError,
+    ConfigError,
+    LabelsError,
+    UnsupportedError,
+    first_line,
+)
 from action_export.mmaction_compat import import_mmaction, quiet
 
 if TYPE_CHECKING:
@@ -21,6 +27,8 @@ Transform = Mapping[str, Any]
 """One entry of a pipeline: `type` and the arguments of the transform."""
 
 SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D")
+_CORES = ("core", "_core")
+_SHOWN_KEYS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +36,7 @@ class RecognizerConfig:
     """What is read from a config file; nothing below this asks the file again.
 
     pipeline: the transforms that mmaction2's test loop runs.
+    pipeline_key: where --cfg-options finds them.
     notes: decisions taken here that the user should know of.
     """
 
@@ -36,6 +45,7 @@ class RecognizerConfig:
     sha256: str
     model: Mapping[str, Any]
     pipeline: tuple[Transform, ...]
+    pipeline_key: str = "test_pipeline"
     notes: tuple[str, ...] = ()
 
 
@@ -66,14 +76,16 @@ def load_config(name_or_path: str, cfg_options: tuple[str, ...] = ()) -> Recogni
             f"{path.name} has no `model = dict(type=...)`, so it is not the config of a recognizer",
             hint="give the config that the checkpoint was trained with",
         )
+    model["type"] = _type_name(model["type"])
     _check_recognizer(path, model)
-    pipeline, notes = _test_pipeline(path, cfg)
+    key, pipeline, notes = _test_pipeline(path, cfg)
     return RecognizerConfig(
         name=path.stem,
         path=path,
         sha256=file_sha256(path),
         model=model,
         pipeline=pipeline,
+        pipeline_key=key,
         notes=notes,
     )
 
@@ -89,15 +101,30 @@ def _config_path(name_or_path: str) -> Path:
     if path.is_file():
         return path
     if path.suffix == ".py" or len(path.parts) > 1:
-        raise ConfigError(f"there is no config file {name_or_path}")
+        raise ConfigError(
+            f"there is no config file {name_or_path}",
+            hint="check the path, or give the name of a config of mmaction2's zoo",
+        )
     zoo = zoo_configs()
     if name_or_path in zoo:
         return zoo[name_or_path]
-    close = difflib.get_close_matches(name_or_path, zoo, n=3, cutoff=0.4)
+    close = _closest(name_or_path, zoo)
     raise ConfigError(
         f"{name_or_path!r} is neither a file nor a config of mmaction2's zoo",
         hint="did you mean " + " or ".join(close) + "?" if close else "give a path to a .py file",
     )
+
+
+def _closest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three that share the most words with `name`, and then the most of its spelling."""
+    words = re.split("[_-]+", name)
+
+    def likeness(candidate: str) -> tuple[int, float]:
+        shared = sum(word in candidate for word in words)
+        return shared, difflib.SequenceMatcher(None, name, candidate).ratio()
+
+    ranked = sorted(((likeness(candidate), candidate) for candidate in names), reverse=True)
+    return [candidate for (shared, ratio), candidate in ranked[:3] if shared or ratio > 0.4]
 
 
 def _read_config(path: Path, cfg_options: tuple[str, ...]) -> Any:
@@ -110,15 +137,15 @@ def _read_config(path: Path, cfg_options: tuple[str, ...]) -> Any:
     # A config is a program: it can raise anything.
     except Exception as exc:
         raise ConfigError(
-            f"{path} cannot be read: {type(exc).__name__}: {_first_line(exc)}",
+            f"{path} cannot be read: {type(exc).__name__}: {first_line(exc)}",
             hint="mend the config; it must load with mmengine.Config.fromfile",
         ) from exc
     if cfg_options:
-        cfg.merge_from_dict(_parse_options(cfg_options))
+        _override(cfg, cfg_options)
     return cfg
 
 
-def _parse_options(cfg_options: tuple[str, ...]) -> dict[str, Any]:
+def _override(cfg: Any, cfg_options: tuple[str, ...]) -> None:
     """The same syntax as --cfg-options of mmaction2's own tools, by the same parser."""
     from argparse import ArgumentError, ArgumentParser
 
@@ -127,16 +154,17 @@ def _parse_options(cfg_options: tuple[str, ...]) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
     try:
-        return dict(parser.parse_args(["--cfg-options", *cfg_options]).cfg_options)
-    except (ArgumentError, ValueError) as exc:
+        cfg.merge_from_dict(parser.parse_args(["--cfg-options", *cfg_options]).cfg_options)
+    # mmengine raises the last two for a key that leads through what is no dict or list.
+    except (ArgumentError, ValueError, KeyError, TypeError) as exc:
         raise ConfigError(
-            f"--cfg-options {' '.join(cfg_options)} cannot be read: {exc}",
+            f"--cfg-options {' '.join(cfg_options)} cannot be applied: {first_line(exc)}",
             hint="write key=value, as in --cfg-options model.cls_head.num_classes=174",
         ) from exc
 
 
 def _check_recognizer(path: Path, model: dict[str, Any]) -> None:
-    kind = str(model["type"])
+    kind = model["type"]
     if kind in SUPPORTED_RECOGNIZERS:
         return
     if kind.startswith(("Recognizer", "MMRecognizer")):
@@ -150,33 +178,58 @@ def _check_recognizer(path: Path, model: dict[str, Any]) -> None:
     )
 
 
-def _test_pipeline(path: Path, cfg: Any) -> tuple[tuple[Transform, ...], tuple[str, ...]]:
-    """The pipeline of the test dataset, which is what mmaction2's test loop runs."""
-    declared = _plain(cfg.get("test_pipeline"))
-    run = _dataset_pipeline(_plain((cfg.get("test_dataloader") or {}).get("dataset")))
-    if not declared and not run:
+def _test_pipeline(path: Path, cfg: Any) -> tuple[str, tuple[Transform, ...], tuple[str, ...]]:
+    """(key, transforms, notes) of the test dataset's pipeline: mmaction2's test loop runs that."""
+    declared = _plain(cfg.get("test_pipeline")) or []
+    dataset = _plain((cfg.get("test_dataloader") or {}).get("dataset"))
+    runs = _dataset_pipelines(dataset, "test_dataloader.dataset")
+    key, followed = next(iter(runs.items()), ("test_pipeline", declared))
+    if any(run != followed for run in runs.values()):
+        raise ConfigError(
+            f"the test datasets of {path.name} have different pipelines",
+            hint="leave one dataset in test_dataloader.dataset: one model serves one pipeline",
+        )
+    if not followed:
         raise ConfigError(
             f"{path.name} has neither test_dataloader.dataset.pipeline nor test_pipeline",
             hint="add the test_pipeline that the model is evaluated with",
         )
     notes: tuple[str, ...] = ()
-    if declared and run and declared != run:
+    if declared and declared != followed:
         notes = (
-            "test_pipeline and test_dataloader.dataset.pipeline differ; "
+            f"test_pipeline and {key} differ; "
             "followed the latter, which is what mmaction2's test loop runs",
         )
-    return tuple(run or declared), notes
+    return key, tuple(_transform(path, entry) for entry in followed), notes
 
 
-def _dataset_pipeline(dataset: Any) -> list[Transform] | None:
-    """Unwraps RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
+def _dataset_pipelines(dataset: Any, key: str) -> dict[str, list[Any]]:
+    """By key, of every dataset inside RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
     match dataset:
-        case {"pipeline": [*transforms]}:
-            return transforms
-        case {"dataset": inner} | {"datasets": [inner, *_]} | [inner, *_]:
-            return _dataset_pipeline(inner)
+        case {"pipeline": [_, *_] as transforms}:
+            return {f"{key}.pipeline": transforms}
+        case {"dataset": inner}:
+            return _dataset_pipelines(inner, f"{key}.dataset")
+        case {"datasets": [*inners]}:
+            return _dataset_pipelines(inners, f"{key}.datasets")
+        case [*inners]:
+            found: dict[str, list[Any]] = {}
+            for position, inner in enumerate(inners):
+                found |= _dataset_pipelines(inner, f"{key}.{position}")
+            return found
         case _:
-            return None
+            return {}
+
+
+def _transform(path: Path, entry: Any) -> Transform:
+    match entry:
+        case {"type": kind}:
+            return {**entry, "type": _type_name(kind)}
+        case _:
+            raise ConfigError(
+                f"the test pipeline of {path.name} has the entry {entry!r}, which has no type",
+                hint="each transform is a dict(type=...) with its arguments",
+            )
 
 
 def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
@@ -210,7 +263,7 @@ def _read_checkpoint(path: Path, *, trust: bool) -> Any:
     if not _looks_like_torch(path):
         raise _broken(path, ValueError("neither a zip archive nor a pickle"))
     try:
-        with torch.serialization.safe_globals(_training_state_globals()):
+        with quiet(), torch.serialization.safe_globals(_training_state_globals()):
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as exc:
         # torch has one exception for a broken pickle and for one that needs code.
@@ -220,21 +273,32 @@ def _read_checkpoint(path: Path, *, trust: bool) -> Any:
             f"{path} holds Python objects, which can run code while they are read",
             hint="if you trust its source, add --trust-checkpoint",
         ) from exc
-    # torch raises RuntimeError for a bad zip archive, and pickle these for a truncated file.
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as exc:
+    except ImportError as exc:  # only a trusted checkpoint may import
+        raise CheckpointError(
+            f"{path} needs code that is not installed: {first_line(exc)}",
+            hint="install the package that it was trained with",
+        ) from exc
+    # Damaged bytes make an unpickler raise anything, and so does the code of a trusted checkpoint.
+    except Exception as exc:
         raise _broken(path, exc) from exc
 
 
 def _looks_like_torch(path: Path) -> bool:
     """torch.save writes a zip archive, and before torch 1.6 a pickle of protocol 2 or later."""
-    with path.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as exc:
+        raise CheckpointError(
+            f"{path} cannot be read: {exc.strerror}", hint="check its permissions"
+        ) from exc
     return magic == b"PK\x03\x04" or magic[:1] == b"\x80"
 
 
 def _broken(path: Path, exc: Exception) -> CheckpointError:
+    reason = first_line(exc).split(". ")[0]
     return CheckpointError(
-        f"{path} is truncated or is no torch checkpoint: {_first_line(exc).split('. ')[0]}",
+        f"{path} is truncated or is no torch checkpoint: {reason}",
         hint="compare its size with the original's and copy it again",
     )
 
@@ -251,12 +315,14 @@ def _training_state_globals() -> list[Any]:
             raise pickle.UnpicklingError(f"Weights only load failed: getattr of {name!r}")
         return getattr(owner, name)
 
+    arrays: Any = np.core.multiarray
     return [
         HistoryBuffer,
         (history_method, "__builtin__.getattr"),
         (history_method, "builtins.getattr"),
-        np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
-        np.core.multiarray.scalar,  # type: ignore[attr-defined]
+        # The second name is NumPy 2's.
+        *((arrays._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in _CORES),
+        *((arrays.scalar, f"numpy.{core}.multiarray.scalar") for core in _CORES),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u4", "b1")),
@@ -294,10 +360,11 @@ def build_model(config: RecognizerConfig, checkpoint: Checkpoint) -> torch.nn.Mo
     model = build_untrained(config)
     _check_shapes(model, checkpoint)
     result = model.load_state_dict(dict(checkpoint.state_dict), strict=False)
-    problems = [f"missing {key}" for key in result.missing_keys]
-    problems += [f"unexpected {key}" for key in result.unexpected_keys]
-    if problems:
-        raise _misfit(checkpoint, problems, "the checkpoint belongs to another config")
+    missing = [f"missing {key}" for key in result.missing_keys]
+    unexpected = [f"unexpected {key}" for key in result.unexpected_keys]
+    if missing or unexpected:
+        hint = "the checkpoint belongs to another config"
+        raise _misfit(checkpoint, hint, missing, unexpected)
     return model.eval()
 
 
@@ -317,7 +384,7 @@ def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
     # A model's constructor is foreign code that can raise anything on a wrong argument.
     except Exception as exc:
         raise ConfigError(
-            f"mmaction2 cannot build the model of {config.path.name}: {_first_line(exc)}",
+            f"mmaction2 cannot build the model of {config.path.name}: {first_line(exc)}",
             hint="mend `model` in the config, or override it with --cfg-options",
         ) from exc
     built: torch.nn.Module = model
@@ -337,19 +404,25 @@ def _check_shapes(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         f"{key} is {list(have)}, the config has {list(want)}" for key, (have, want) in wrong.items()
     ]
     hint = "the checkpoint belongs to another config"
-    heads = [have[0] for key, (have, _) in wrong.items() if key.startswith("cls_head.")]
-    if len(heads) == len(wrong) and len(set(heads)) == 1:
-        hint = (
-            f"the checkpoint has {heads[0]} classes: "
-            f"--cfg-options model.cls_head.num_classes={heads[0]}"
-        )
-    raise _misfit(checkpoint, problems, hint)
+    # Another class count changes the first axis of the head's weight and bias, and nothing else.
+    counts = {
+        have[:1] if key.startswith("cls_head.") and have[1:] == want[1:] else ()
+        for key, (have, want) in wrong.items()
+    }
+    match list(counts):
+        case [(classes,)]:
+            hint = (
+                f"the checkpoint has {classes} classes: "
+                f"--cfg-options model.cls_head.num_classes={classes}"
+            )
+    raise _misfit(checkpoint, hint, problems)
 
 
-def _misfit(checkpoint: Checkpoint, problems: list[str], hint: str) -> CheckpointError:
-    shown = problems[:10]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more")
+def _misfit(checkpoint: Checkpoint, hint: str, *problems: list[str]) -> CheckpointError:
+    shown = [problem for kind in problems for problem in kind[:_SHOWN_KEYS]]
+    more = sum(map(len, problems)) - len(shown)
+    if more:
+        shown.append(f"and {more} more")
     return CheckpointError(
         f"{checkpoint.path} does not fit the config: " + "; ".join(shown), hint=hint
     )
@@ -364,7 +437,8 @@ def load_labels(path: Path | None, checkpoint: Checkpoint, classes: int) -> tupl
     if path is None:
         return checkpoint.classes if len(checkpoint.classes) == classes else ()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # utf-8-sig: editors on Windows begin a file with a byte order mark
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         raise LabelsError(f"{path} cannot be read: {exc}", hint="one label a line, UTF-8") from exc
     labels = tuple(line.strip() for line in lines if line.strip())
@@ -381,6 +455,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _type_name(kind: Any) -> str:
+    """mmengine's newer configs, which are plain Python, name a class by itself."""
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
 def _plain(value: Any) -> Any:
     """mmengine's ConfigDict and its kin as dicts, lists and tuples."""
     if isinstance(value, Mapping):
@@ -388,7 +467,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
     return value
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().split("\n")[0]

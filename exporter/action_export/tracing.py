@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from action_export.errors import TracingError, UnsupportedError
+from action_export.errors import TracingError, UnsupportedError, first_line
 from action_export.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ OPSETS = tuple(_IR_VERSIONS)
 
 # A batch of one is traced as a constant: torch.export specialises sizes 0 and 1.
 _EXAMPLE_BATCH = 2
+_BATCH = "batch"
+
+_HINT = "docs/architecture.md says how a family declares the patches it needs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ def onnx_from_module(
     """Traces `module` and writes it to `path`, weights included.
 
     Raises:
-        TracingError: torch cannot express the module as ONNX.
+        TracingError: torch cannot express the module as ONNX, or not for every batch size.
         UnsupportedError: an opset that is not written.
     """
     import torch
@@ -53,7 +57,7 @@ def onnx_from_module(
         )
     # Never read: torch traces with shapes only, so these pages are not even touched.
     example = torch.empty(clips.shape(_EXAMPLE_BATCH), dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim(_BATCH, min=1)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -69,14 +73,27 @@ def onnx_from_module(
     except torch.onnx.OnnxExporterError as exc:
         raise TracingError(
             f"torch cannot write this model as ONNX: {_cause(exc)}",
-            hint="docs/architecture.md says how a family declares the patches it needs",
+            hint=_HINT,
         ) from exc
     assert program is not None
     model = program.model
+    _check_axes(model.graph, clips, scores)
     model.ir_version = _IR_VERSIONS[opset]
     _tidy(model)
     program.save(path)
     return Graph(path=path, opset=opset, nodes=len(model.graph), files=(path.name,))
+
+
+def _check_axes(graph: Any, clips: TensorSpec, scores: TensorSpec) -> None:
+    """The batch is free, one row stays one row. Where torch fixes a size, only its log says so."""
+    for value, spec in zip((*graph.inputs, *graph.outputs), (clips, scores), strict=True):
+        expected = [_BATCH, *map(str, spec.dims)]
+        traced = [str(axis) for axis in value.shape or ()]
+        if traced != expected:
+            raise TracingError(
+                f"torch traced {spec.name} as [{', '.join(traced)}], not [{', '.join(expected)}]",
+                hint=_HINT,
+            )
 
 
 def _tidy(model: Any) -> None:
@@ -93,20 +110,17 @@ def _cause(exc: BaseException) -> str:
     """The first line of the innermost exception, which names the operator."""
     while exc.__cause__ is not None:
         exc = exc.__cause__
-    return f"{type(exc).__name__}: {str(exc).strip().split(chr(10))[0]}"
+    return f"{type(exc).__name__}: {first_line(exc)}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's notices about itself off the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Keeps the exporter's notices about itself, and the graphs it prints, off the terminal."""
+    level = logging.root.manager.disable
+    logging.disable()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(level)

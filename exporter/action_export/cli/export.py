@@ -12,6 +12,7 @@ from typing import Any
 from action_export import __version__
 from action_export.cli.failure import report
 from action_export.cli.show import ProgressDisplay, next_commands, print_result
+from action_export.dependencies import EXPORT, require
 from action_export.errors import ActionExportError
 from action_export.types import ExportRequest, ExportResult, ViewOptions
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    require(*EXPORT, extra="export")
     # Heavy: torch, mmaction2 and onnx come in below here, after --help and wrong options.
     from action_export import api
 

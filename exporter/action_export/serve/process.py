@@ -124,7 +124,10 @@ def _hand_over(supervisor: subprocess.Popen[str], launch: Launch, log: BinaryIO)
         line = stdout.readline()
     if not line:
         supervisor.wait()
-        raise ServeError(f"{launch.command[0]} cannot be started: {_last_line(_read(log))}")
+        raise ServeError(
+            f"{launch.command[0]} cannot be started: {_last_line(_read(log))}",
+            hint="name another program with --tritonserver",
+        )
     return int(line)
 
 

@@ -1,0 +1,37 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import errors_page
+import pytest
+from action_client import cli as client_cli
+from action_export.cli import export as export_cli
+from action_export.cli import serve as serve_cli
+
+ROOT = Path(__file__).parents[2]
+NOT_OURS = {"--rm", "--shm-size", "--model-repository"}  # docker's and tritonserver's
+
+
+def test_errors_page_is_current() -> None:
+    """scripts/write_docs writes it."""
+    assert (ROOT / "docs" / "errors.md").read_text("utf-8") == errors_page.page()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/preprocessing.md", "docs/architecture.md"])
+def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (export_cli.main, serve_cli.main, client_cli.main):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+    known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) | NOT_OURS
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text("utf-8")))
+    assert named <= known
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
