@@ -38,7 +38,7 @@ def index(*values: int) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 
 BAD = {
-    "no frames": (lambda f: f[:0], index(), "no frames"),
+    "no frames": (lambda f: f[:0], index(), "at least one frame"),
     "a negative index": (lambda f: f, index(-1), "-1"),
     "an index out of range": (lambda f: f, index(0, 4), "4"),
     "rank 3": (lambda f: f[0], index(), "unexpected shape"),
