@@ -506,7 +506,8 @@ import json, sys, time
 from action_export.serve import serve
 with serve(sys.argv[1]) as server:
     print(json.dumps([server.pid, server.process.supervisor.pid]), flush=True)
-    time.sleep(600)
+    while True:  # one long sleep could miss a signal that comes just before it
+        time.sleep(0.1)
 """
 
 

@@ -27,7 +27,8 @@ class ProgressDisplay:
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
                 TextColumn("[dim]{task.fields[result]}"),
-                console=Console(stderr=True),
+                # a file of its own: tracing redirects sys.stderr for a while
+                console=Console(file=sys.stderr),
             )
             self._status.start()
         return self
