@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from action_client import VideoClient
+from action_client import AsyncVideoClient, Classification, VideoClient
 from action_export import api, example
 from action_export.mmaction_compat import import_mmaction
 from action_export.serve import Server, ServerOptions, serve
@@ -61,6 +62,17 @@ def test_200_held_out_files_decide_as_mmaction_does(server: Server, tmp_path: Pa
     reference = np.stack(expected)
     assert int((served.argmax(axis=1) == reference.argmax(axis=1)).sum()) == CLIPS
     assert np.abs(served - reference).max() <= BOUND
+
+
+def test_the_asyncio_client_answers_as_the_blocking_one(server: Server) -> None:
+    async def classify_all() -> list[Classification]:
+        async with AsyncVideoClient(server.grpc_url, "example", timeout_s=60) as client:
+            return await asyncio.gather(*map(client.classify, example.CLIPS))
+
+    awaited = asyncio.run(classify_all())
+    with VideoClient(server.grpc_url, "example", timeout_s=60) as client:
+        for clip, answer in zip(example.CLIPS, awaited, strict=True):
+            np.testing.assert_allclose(answer.scores, client.classify(clip).scores, atol=BOUND)
 
 
 def test_labels_come_back_by_class_count_from_any_client(server: Server) -> None:
