@@ -1,4 +1,4 @@
-"""The whole engine: load, derive, plan, trace, prove, publish."""
+"""The whole engine: load, derive, plan, run mmaction2, trace, prove, publish."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from action_export import (
     tracing,
 )
 from action_export.errors import ConfigError, DependencyError
-from action_export.families import FAMILIES, Family, family_of, patched
+from action_export.families import FAMILIES, Decision, Family, decide, family_of, patch
 from action_export.graph import serving_module
 from action_export.progress import Steps
 from action_export.reference import Reference
@@ -53,13 +53,15 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     steps = Steps(on_step)
     request = _with_example(request)
     check_release(request.triton_version, request.opset)
-    job = _load(request, steps)
+    job, model = _load(request, steps)
     if request.dry_run:
         return _result(job, steps, dry_run=True)
     with repository.staging(request.triton_repo) as stage:
         repository.write(job.plan, stage)
-        graph = _trace(job, stage, steps)
-        references = _references(job, steps)
+        references = _references(job, model, steps)
+        graph = _trace(job, model, stage, steps)
+        # a large model's weights would stand beside those that the proof loads
+        del model
         checks = _prove(job, stage, graph, references, steps)
         with steps("publish") as step:
             record = manifest.build(
@@ -70,6 +72,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
                 graph=graph,
                 references=references,
                 checks=checks,
+                decisions=job.decisions,
                 notes=job.notes,
             )
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
@@ -81,11 +84,11 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What is known before anything is traced."""
+    """What is known before anything is run or traced."""
 
     request: ExportRequest
-    model: torch.nn.Module
     family: Family
+    decisions: tuple[Decision, ...]
     preprocessing: preprocess.Preprocessing
     contract: Contract
     tensors: Tensors
@@ -116,7 +119,7 @@ def _with_example(request: ExportRequest) -> ExportRequest:
     )
 
 
-def _load(request: ExportRequest, steps: Steps) -> _Job:
+def _load(request: ExportRequest, steps: Steps) -> tuple[_Job, torch.nn.Module]:
     assert request.config is not None
     assert request.checkpoint is not None
     names = repository.check_name(request.name or Path(request.config).stem)
@@ -129,6 +132,8 @@ def _load(request: ExportRequest, steps: Steps) -> _Job:
         checkpoint = source.load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
         model = source.build_model(config, checkpoint)
         labels = source.load_labels(request.labels, checkpoint, classes)
+        family = family_of(config.model, FAMILIES)
+        decisions = decide(model, family)
         step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"
     with steps("plan") as step:
         contract = preprocessing.contract(
@@ -144,16 +149,21 @@ def _load(request: ExportRequest, steps: Steps) -> _Job:
             version=request.model_version,
         )
         step.result = f"version {plan.version}, {contract.views} views, {len(plan.files)} files"
-    return _Job(
+    job = _Job(
         request=request,
-        model=model,
-        family=family_of(config.model, FAMILIES),
+        family=family,
+        decisions=decisions,
         preprocessing=preprocessing,
         contract=contract,
         tensors=tensors,
         plan=plan,
-        notes=(*config.notes, *_view_notes(contract)),
+        notes=(
+            *config.notes,
+            *(decision.note for decision in decisions),
+            *_view_notes(contract),
+        ),
     )
+    return job, model
 
 
 def _view_notes(contract: Contract) -> tuple[str, ...]:
@@ -167,10 +177,11 @@ def _view_notes(contract: Contract) -> tuple[str, ...]:
     )
 
 
-def _trace(job: _Job, stage: Path, steps: Steps) -> Graph:
-    with steps("trace graph") as step, patched(job.model, job.family.patches):
+def _trace(job: _Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Graph:
+    with steps("trace graph") as step:
+        patch(model, job.family)
         module = serving_module(
-            job.model, layout=job.preprocessing.layout, average=job.contract.average
+            model, layout=job.preprocessing.layout, average=job.contract.average
         )
         graph = tracing.onnx_from_module(
             module,
@@ -183,13 +194,13 @@ def _trace(job: _Job, stage: Path, steps: Steps) -> Graph:
     return graph
 
 
-def _references(job: _Job, steps: Steps) -> tuple[Reference, ...]:
+def _references(job: _Job, model: torch.nn.Module, steps: Steps) -> tuple[Reference, ...]:
     """Of the bundled clips no more than two that mmaction2 tells apart; of the user's, all."""
     videos = job.request.videos or example.CLIPS
     references: list[Reference] = []
     with steps("run mmaction2") as step:
         for video in videos:
-            references.append(reference.run_mmaction(job.model, job.preprocessing, video))
+            references.append(reference.run_mmaction(model, job.preprocessing, video))
             distinct = parity.distinguishable(tuple(references), job.family.tolerance)
             if not job.request.videos and len(distinct) >= 2:
                 break

@@ -12,6 +12,7 @@ from typing import Any
 from action_runtime.spec import Contract
 
 from action_export import __version__
+from action_export.families import Decision
 from action_export.reference import Reference
 from action_export.repository import Plan
 from action_export.source import Checkpoint, RecognizerConfig, file_sha256
@@ -52,6 +53,7 @@ def build(
     graph: Graph,
     references: tuple[Reference, ...],
     checks: tuple[Check, ...],
+    decisions: tuple[Decision, ...],
     notes: tuple[str, ...],
 ) -> dict[str, Any]:
     """Everything that is needed to repeat the export and to judge its proof."""
@@ -87,6 +89,7 @@ def build(
                 for check in checks
             ],
         },
+        "decisions": {key: value for d in decisions for key, value in d.record.items()},
         "notes": list(notes),
         "python": platform.python_version(),
         "packages": _versions(),

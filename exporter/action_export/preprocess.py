@@ -115,7 +115,8 @@ def derive(config: RecognizerConfig, views: ViewOptions) -> Preprocessing:
 
 def class_count(config: RecognizerConfig) -> int:
     match config.model.get("cls_head"):
-        case {"num_classes": int(classes)}:
+        # OmniHead scores images and videos, of which the videos are served
+        case {"num_classes": int(classes)} | {"video_classes": int(classes)}:
             return classes
         case _:
             raise ConfigError(
@@ -329,7 +330,8 @@ class _Steps:
                 hint="optical flow is not exported yet",
             )
         declared = preprocessor.get("format_shape", "NCHW")
-        if declared != layout:
+        # MIX2d3d: images or clips, told by the number of axes
+        if declared not in (layout, "MIX2d3d"):
             raise ConfigError(
                 f"FormatShape makes {layout}, model.data_preprocessor expects {declared}",
                 hint=f"--cfg-options model.data_preprocessor.format_shape={layout}",

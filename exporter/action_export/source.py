@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Transform = Mapping[str, Any]
 """One entry of a pipeline: `type` and the arguments of the transform."""
 
-SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D")
+SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D", "RecognizerOmni")
 _CORES = ("core", "_core")
 _SHOWN_KEYS = 6
 
@@ -170,11 +170,11 @@ def _check_recognizer(path: Path, model: dict[str, Any]) -> None:
     if kind.startswith(("Recognizer", "MMRecognizer")):
         raise UnsupportedError(
             f"{path.name} has the model {kind!r}, which is not exported",
-            hint=f"supported are {' and '.join(SUPPORTED_RECOGNIZERS)}",
+            hint=f"supported are {', '.join(SUPPORTED_RECOGNIZERS)}",
         )
     raise ConfigError(
         f"{path.name} has the model {kind!r}, which is no recognizer",
-        hint=f"supported are {' and '.join(SUPPORTED_RECOGNIZERS)}",
+        hint=f"supported are {', '.join(SUPPORTED_RECOGNIZERS)}",
     )
 
 

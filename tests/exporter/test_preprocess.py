@@ -102,8 +102,7 @@ OPTICAL_FLOW = {
     "slowonly_r50_8xb16-16x4x1-256e_kinetics400-flow",
     "tsn_imagenet-pretrained-r50_8xb32_5x1x3-110e_kinetics400-flow",
 }
-IMAGES_AND_VIDEOS = {"slowonly_r50_8xb16-8x8x1-256e_imagenet-kinetics400-rgb"}
-REFUSED = NO_TEST_PIPELINE | OPTICAL_FLOW | IMAGES_AND_VIDEOS
+REFUSED = NO_TEST_PIPELINE | OPTICAL_FLOW
 
 
 @pytest.mark.parametrize("name", sorted(ZOO.keys() - REFUSED))
@@ -123,9 +122,6 @@ def test_the_zoo_configs_that_are_not_served_are_refused_by_their_reason() -> No
     for name in OPTICAL_FLOW:
         with pytest.raises(UnsupportedError, match="optical flow"):
             derive(source.load_config(name), ViewOptions())
-    for name in IMAGES_AND_VIDEOS:
-        with pytest.raises(UnsupportedError, match="RecognizerOmni"):
-            source.load_config(name)
 
 
 # --- What is accepted ---------------------------------------------------------------------------

@@ -149,16 +149,14 @@ def test_a_model_of_another_task_is_no_recognizer(tmp_path: Path, kind: str) -> 
     assert f"{kind!r}, which is no recognizer" in error.message
 
 
-@pytest.mark.parametrize(
-    "kind", ["RecognizerGCN", "RecognizerOmni", "RecognizerAudio", "MMRecognizer3D"]
-)
+@pytest.mark.parametrize("kind", ["RecognizerGCN", "RecognizerAudio", "MMRecognizer3D"])
 def test_a_recognizer_of_something_else_than_frames_is_unsupported(
     tmp_path: Path, kind: str
 ) -> None:
     path = write_config(tmp_path / "c.py", model=dict(type=kind), test_pipeline=PIPELINE_3D)
     error = refusal(UnsupportedError, lambda: load_config(str(path)))
     assert kind in error.message
-    assert "Recognizer2D and Recognizer3D" in error.hint
+    assert "Recognizer2D, Recognizer3D" in error.hint
 
 
 def test_cfg_options_override_the_config(config_file: Path) -> None:

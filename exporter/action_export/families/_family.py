@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-Patch = Callable[["torch.nn.Module"], AbstractContextManager[None]]
-"""Makes a model exportable while it is entered, with equal numbers, and undoes itself."""
+ModelConfig = Mapping[str, Any]
+"""The `model` of a config."""
+
+Patch = Callable[["torch.nn.Module"], None]
+"""Changes a model in place so that it can be exported, with equal numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What mmaction2 leaves open and an export must settle.
+
+    note: what the user should know of it. record: the same in full, for the manifest.
+    """
+
+    note: str
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,24 +32,42 @@ class Family:
     """Recognizers that are exported alike.
 
     matches: whether the `model` of a config belongs to it.
-    patches: entered, in order, while the model is traced.
+    zoo: the folders of mmaction2's configs/recognition whose configs belong to it.
+    decisions: applied before mmaction2 runs, so reference and graph share them: only for what
+        mmaction2 cannot repeat, or cannot run on a CPU at all.
+    patches: applied, in order, between the reference and the trace.
     tolerance: bound of the proof for scores, as a share of the reference's spread over classes.
     """
 
     name: str
-    matches: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[ModelConfig], bool]
+    zoo: tuple[str, ...] = ()
+    decisions: tuple[Callable[[torch.nn.Module], Decision], ...] = ()
     patches: tuple[Patch, ...] = ()
-    tolerance: float = 1e-3
+    tolerance: float = 1e-4
 
 
-def family_of(model: Mapping[str, Any], families: tuple[Family, ...]) -> Family:
+def family_of(model: ModelConfig, families: tuple[Family, ...]) -> Family:
     """The first family that matches; the last ones of the registry match any recognizer."""
     return next(family for family in families if family.matches(model))
 
 
-@contextmanager
-def patched(module: torch.nn.Module, patches: tuple[Patch, ...]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(patch(module))
-        yield
+def decide(model: torch.nn.Module, family: Family) -> tuple[Decision, ...]:
+    """Settles, in place, what mmaction2 leaves open."""
+    return tuple(decision(model) for decision in family.decisions)
+
+
+def patch(model: torch.nn.Module, family: Family) -> None:
+    """Makes the model exportable, in place; what it computes stays the same."""
+    for change in family.patches:
+        change(model)
+
+
+def has(part: str, kind: str) -> Callable[[ModelConfig], bool]:
+    """Matches models whose `part` (backbone, neck, cls_head) is of this type, in any scope."""
+
+    def matches(model: ModelConfig) -> bool:
+        found = str((model.get(part) or {}).get("type", ""))
+        return found.rpartition(".")[2] == kind
+
+    return matches

@@ -1,0 +1,31 @@
+"""Patches that several families share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def all_views_at_once(model: torch.nn.Module) -> None:
+    """Drops `max_testing_views`: mmaction2 then loops over views and asserts a batch of one.
+
+    The loop saves memory on a GPU; views are independent, so the numbers stay the same.
+    """
+    recognizer: Any = model
+    if recognizer.test_cfg is not None:
+        recognizer.test_cfg = {
+            key: value for key, value in recognizer.test_cfg.items() if key != "max_testing_views"
+        }
+
+
+def deploy_form(model: torch.nn.Module) -> None:
+    """Fuses the training branches of reparameterised blocks into the one convolution they equal.
+
+    MobileOne (Vasu et al., 2023) and its kin bring the method with them.
+    """
+    for module in list(model.modules()):
+        fuse = getattr(module, "switch_to_deploy", None)
+        if fuse is not None and not getattr(module, "deploy", False):
+            fuse()

@@ -1,0 +1,54 @@
+"""Architectures without a patch of their own, by the part of the config that tells them."""
+
+from action_export.families._family import Family, has
+from action_export.families._patches import all_views_at_once, deploy_form
+
+_BACKBONES_3D = {
+    "c2d": "C2D",
+    "c3d": "C3D",
+    "csn": "ResNet3dCSN",
+    "i3d": "ResNet3d",
+    "mvit": "MViT",
+    "r2plus1d": "ResNet2Plus1d",
+    "slowfast": "ResNet3dSlowFast",
+    "slowonly": "ResNet3dSlowOnly",
+    "swin": "SwinTransformer3D",
+    "timesformer": "TimeSformer",
+    "uniformer": "UniFormer",
+    "uniformerv2": "UniFormerV2",
+    "videomae": "VisionTransformer",
+    "x3d": "X3D",
+}
+# VideoMAE V2 differs from VideoMAE in its training only.
+_SHARED_WITH = {"videomae": ("videomaev2",)}
+
+PYRAMID = Family(name="tpn", zoo=("tpn",), matches=has("neck", "TPN"), patches=(all_views_at_once,))
+
+PLAIN_3D = tuple(
+    Family(
+        name=name,
+        zoo=(name, *_SHARED_WITH.get(name, ())),
+        matches=has("backbone", backbone),
+        patches=(all_views_at_once,),
+    )
+    for name, backbone in _BACKBONES_3D.items()
+)
+
+PLAIN_2D = tuple(
+    Family(name=name, zoo=(name,), matches=has("cls_head", head), patches=(deploy_form,))
+    for name, head in {"tsm": "TSMHead", "tsn": "TSNHead"}.items()
+)
+
+# Whatever else mmaction2 can build, for example a backbone of the user's own.
+OTHERS = (
+    Family(
+        name="recognizer2d",
+        matches=lambda model: model["type"] == "Recognizer2D",
+        patches=(deploy_form,),
+    ),
+    Family(
+        name="recognizer3d",
+        matches=lambda model: model["type"] == "Recognizer3D",
+        patches=(all_views_at_once,),
+    ),
+)
