@@ -286,6 +286,19 @@ def model_that_does_not_run(a: Attempt) -> None:
     a.checkpoint = str(a.folder / "narrow.pth")
 
 
+def model_that_cannot_be_traced(a: Attempt) -> None:
+    """Which way its numbers go depends on their values, and a graph has one way."""
+    from mmaction.models import ResNet3dSlowOnly
+    from mmaction.registry import MODELS
+
+    @MODELS.register_module(force=True)
+    class Undecided(ResNet3dSlowOnly):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(-x if x.sum() > 0 else x)
+
+    a.write_config(model=changed(MODEL_3D, backbone__type="Undecided"))
+
+
 FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] = [
     (truncated_checkpoint, CheckpointError, "truncated"),
     (missing_checkpoint, CheckpointError, "there is no checkpoint file"),
@@ -318,6 +331,7 @@ FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] =
     (labels_of_the_wrong_count, LabelsError, "2 labels, the model has 10 classes"),
     (missing_labels, LabelsError, "nowhere.txt cannot be read"),
     (model_that_does_not_run, ConfigError, "mmaction2 cannot run the model"),
+    (model_that_cannot_be_traced, TracingError, "torch cannot write"),
     (full_target, RepositoryError, "free space"),
     (file_as_target, RepositoryError, "is a file"),
     (file_above_the_target, RepositoryError, "Not a directory"),
