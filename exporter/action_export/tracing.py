@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from action_export.errors import TracingError, UnsupportedError, first_line
+from action_export.optimise import optimise
 from action_export.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def onnx_from_module(
                 input_names=[clips.name],
                 output_names=[scores.name],
                 opset_version=opset,
+                custom_translation_table={torch.ops.aten.roll.default: _roll},
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as exc:
@@ -78,10 +80,25 @@ def onnx_from_module(
     assert program is not None
     model = program.model
     _check_axes(model.graph, clips, scores)
+    optimise(model)
     model.ir_version = _IR_VERSIONS[opset]
     _tidy(model)
     program.save(path)
     return Graph(path=path, opset=opset, nodes=len(model.graph), files=(path.name,))
+
+
+def _roll(data: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
+    """aten::roll by slices of known bounds; torch's own takes them from the size at run time."""
+    from onnxscript import opset18 as op
+
+    lengths = [data.shape[axis] for axis in dims]  # what follows has no shape yet
+    for shift, axis, length in zip(shifts, dims, lengths, strict=True):
+        cut = -shift % length
+        if cut:
+            front = op.Slice(data, [0], [cut], [axis])
+            back = op.Slice(data, [cut], [length], [axis])
+            data = op.Concat(back, front, axis=axis)
+    return data
 
 
 def _check_axes(graph: Any, clips: TensorSpec, scores: TensorSpec) -> None:

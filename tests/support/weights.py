@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from action_export import preprocess, source
+from action_export.families import FAMILIES, decide, family_of
 from action_export.mmaction_compat import quiet
 from action_export.reference import run_pipeline
 from action_export.types import ViewOptions
 
 _LOGIT_SPREAD = 2.0  # standard deviation over the classes
+_MEAN_SHARE = 0.3
+_BRANCH_STRENGTH = 0.3  # standard deviation of a residual branch, where the path's is 1 or more
 
 
 def write_checkpoint(config_name: str, path: Path, videos: list[Path], *, seed: int = 0) -> Path:
@@ -26,25 +29,36 @@ def write_checkpoint(config_name: str, path: Path, videos: list[Path], *, seed: 
     torch.manual_seed(seed)
     config = source.load_config(config_name)
     model = source.build_untrained(config)
+    # before mmaction2 runs: TPN's head grows a layer of its own when it does
+    names = model.state_dict().keys()
+    decide(model, family_of(config.model, FAMILIES))
     _keep_variance(model)
-    inputs = _inputs(config, videos)
+    _weaken_branches(model)
+    inputs = _inputs(config, model, videos)
     _measure_statistics(model, inputs)
     _scale_classifier(model, inputs)
-    torch.save({"state_dict": model.state_dict(), "meta": {}}, path)
+    state = model.state_dict()
+    torch.save({"state_dict": {name: state[name] for name in names}, "meta": {}}, path)
     return path
 
 
-def _inputs(config: source.RecognizerConfig, videos: list[Path]) -> list[dict[str, Any]]:
-    """Packed samples: the segments that a 2D model mixes, or one clip for a 3D model."""
-    clips = 1
-    if config.model["type"] == "Recognizer2D":
-        segments = (
-            config.model.get(part, {}).get("num_segments") for part in ("backbone", "cls_head")
-        )
-        clips = max(filter(None, segments), default=3)
-    pipeline = preprocess.derive(config, ViewOptions(num_clips=clips, crops="center")).pipeline
+def segments_of(model: Any) -> int:
+    """Clips that a 2D model mixes, so that views come in whole groups of them; 1 if it does not."""
+    parts = (getattr(model, part, None) for part in ("backbone", "cls_head"))
+    return max((getattr(part, "num_segments", None) or 1 for part in parts), default=1)
+
+
+def _inputs(config: source.RecognizerConfig, model: Any, videos: list[Path]) -> dict[str, Any]:
+    """The collated samples of all videos: the segments that a 2D model mixes, or one clip."""
+    from mmengine.dataset import pseudo_collate
+
+    crops = any(transform["type"].endswith("Crop") for transform in config.pipeline)
+    views = ViewOptions(num_clips=segments_of(model), crops="center" if crops else "config")
+    pipeline = preprocess.derive(config, views).pipeline
     with quiet():
-        return [run_pipeline(pipeline, video)[1] for video in videos]
+        samples = [run_pipeline(pipeline, video)[1] for video in videos]
+    collated: dict[str, Any] = model.data_preprocessor(pseudo_collate(samples), False)
+    return collated
 
 
 def _keep_variance(model: Any) -> None:
@@ -57,35 +71,63 @@ def _keep_variance(model: Any) -> None:
                 torch.nn.init.zeros_(module.bias)
 
 
-def _measure_statistics(model: Any, inputs: list[dict[str, Any]]) -> None:
+def _weaken_branches(model: Any) -> None:
+    """Lets the path dominate the branch of each residual block, as training does.
+
+    With branches as strong as the path, fifty random layers amplify a rounding error a thousandfold.
+    """
+    import torch
+
+    for block in model.modules():
+        if not hasattr(block, "downsample"):
+            continue
+        last = getattr(block, "conv3", None) or getattr(block, "conv2", None)
+        norm = getattr(last, "bn", None)
+        if norm is not None:
+            torch.nn.init.constant_(norm.weight, _BRANCH_STRENGTH)
+
+
+def _measure_statistics(model: Any, inputs: dict[str, Any]) -> None:
+    """Over all videos at once: a layer that sees pooled frames varies little within one of them."""
     import torch
 
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain average over the videos
+        norm.momentum = None  # exactly what is measured
         norm.train()
     _logits(model, inputs)
+    with torch.no_grad():
+        for norm in norms:
+            # Pooled features of a few clips lie so close together that the measured variance would
+            # blow up rounding errors. Where it is wide, this share of the mean changes little.
+            norm.running_var += (_MEAN_SHARE * norm.running_mean) ** 2
     model.eval()
 
 
-def _scale_classifier(model: Any, inputs: list[dict[str, Any]]) -> None:
+def _scale_classifier(model: Any, inputs: dict[str, Any]) -> None:
     import torch
 
-    classifier = [m for m in model.cls_head.modules() if isinstance(m, torch.nn.Linear)][-1]
+    logits = _logits(model, inputs)
+    scorers = [
+        m
+        for m in model.cls_head.modules()
+        if isinstance(m, torch.nn.Linear) and m.out_features == logits.shape[-1]
+    ]
     with torch.no_grad():
-        classifier.weight *= _LOGIT_SPREAD / _logits(model, inputs).std(dim=1).mean()
+        for scorer in scorers:
+            scorer.weight *= _LOGIT_SPREAD / logits.std(dim=1).mean()
 
 
-def _logits(model: Any, inputs: list[dict[str, Any]]) -> Any:
+def _logits(model: Any, inputs: dict[str, Any]) -> Any:
     """[videos, classes], averaged over a video's clips."""
     import torch
-    from mmengine.dataset import pseudo_collate
 
-    rows = []
     with torch.no_grad():
-        for sample in inputs:
-            data = model.data_preprocessor(pseudo_collate([sample]), False)
-            features, options = model.extract_feat(data["inputs"], test_mode=True)
-            rows.append(model.cls_head(features, **options).mean(dim=0))
-    return torch.stack(rows)
+        features = model.extract_feat(inputs["inputs"], test_mode=True)
+        # RecognizerOmni gives no options for the head
+        features, options = features if isinstance(features, tuple) else (features, {})
+        rows = model.cls_head(features, **options)
+    return rows.reshape(len(inputs["inputs"]), -1, rows.shape[-1]).mean(dim=1)
