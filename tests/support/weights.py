@@ -42,9 +42,9 @@ def _inputs(config: source.RecognizerConfig, videos: list[Path]) -> list[dict[st
             config.model.get(part, {}).get("num_segments") for part in ("backbone", "cls_head")
         )
         clips = max(filter(None, segments), default=3)
-    pipeline = preprocess.derive(config, ViewOptions(num_clips=clips, crops="center")).pipeline
+    served = preprocess.derive(config, ViewOptions(num_clips=clips, crops="center"))
     with quiet():
-        return [run_pipeline(pipeline, video)[1] for video in videos]
+        return [run_pipeline(served, video)[1] for video in videos]
 
 
 def _keep_variance(model: Any) -> None:
