@@ -181,7 +181,10 @@ def _trace(job: _Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Grap
     with steps("trace graph") as step:
         patch(model, job.family)
         module = serving_module(
-            model, layout=job.preprocessing.layout, average=job.contract.average
+            model,
+            layout=job.preprocessing.layout,
+            average=job.contract.average,
+            modality=job.preprocessing.modality,
         )
         graph = tracing.onnx_from_module(
             module,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from action_export.types import Layout
+from action_export.types import Layout, Modality
 
 if TYPE_CHECKING:
     import torch
 
 
 def serving_module(
-    model: torch.nn.Module, *, layout: Layout, average: Literal["prob", "score"]
+    model: torch.nn.Module,
+    *,
+    layout: Layout,
+    average: Literal["prob", "score"],
+    modality: Modality = "RGB",
 ) -> torch.nn.Module:
     """Wraps a recognizer in eval mode so that it maps `clips` to what `model.predict` scores.
 
@@ -34,7 +38,10 @@ def serving_module(
             # Transposed while still uint8: a quarter of the bytes to move. Contiguous, because the
             # exporter spells out the strides of what it takes for channels_last (as_strided).
             if layout == "NCHW":
-                inputs = clips.permute(0, 1, 2, 5, 3, 4).flatten(1, 2).contiguous()
+                images = clips.permute(0, 1, 2, 5, 3, 4)
+                # A 2D model takes each frame as an image, or the flow of a clip as one: x, y, x, y.
+                stacked = (2, 3) if modality == "Flow" else (1, 2)
+                inputs = images.flatten(*stacked).contiguous()
             else:
                 inputs = clips.permute(0, 1, 5, 2, 3, 4).contiguous()
             normalised = _normalise(inputs, recognizer.data_preprocessor, layout)
@@ -48,7 +55,10 @@ def serving_module(
 
 
 def _normalise(inputs: torch.Tensor, preprocessor: Any, layout: Layout) -> torch.Tensor:
-    """ActionDataPreprocessor.preprocess for inputs of [batch, n, C, (T,) h, w]."""
+    """ActionDataPreprocessor.preprocess for inputs of [batch, n, C, (T,) h, w].
+
+    C counts the stacked frames of flow, too.
+    """
     if preprocessor.to_rgb:
         inputs = inputs.flip(2)
     values: torch.Tensor = inputs.float()

@@ -34,7 +34,7 @@ def _fix_shape(graph: Any, node: Any) -> None:
     import numpy as np
     import onnx_ir as ir
 
-    data, shape = node.inputs
+    shape = node.inputs[1]
     axes = node.outputs[0].shape
     if shape.const_value is not None or axes is None:
         return

@@ -28,7 +28,7 @@ from action_runtime.spec import (
 
 from action_export.errors import ConfigError, UnsupportedError
 from action_export.source import RecognizerConfig, Transform
-from action_export.types import Layout, ViewOptions
+from action_export.types import Layout, Modality, ViewOptions
 
 T = TypeVar("T")
 
@@ -61,8 +61,19 @@ class Preprocessing:
     resize: Resize | None
     crop: Crop | None
     layout: Layout
+    modality: Modality
     reads_fps: bool
     config_views: Mapping[str, int | str] | None
+
+    @property
+    def channels(self) -> int:
+        """Of a frame; flow is x and y."""
+        return 2 if self.modality == "Flow" else 3
+
+    @property
+    def stacked(self) -> int:
+        """Frames in the channels of one image: FormatShape stacks a clip of flow for a 2D model."""
+        return self.sampler.clip_len if (self.modality, self.layout) == ("Flow", "NCHW") else 1
 
     def contract(
         self,
@@ -79,6 +90,7 @@ class Preprocessing:
                 crop=self.crop,
                 classes=class_count(config),
                 average=average_clips(config),
+                channels=self.channels,
                 reads_fps=self.reads_fps,
                 labels=labels,
                 config_views=self.config_views,
@@ -186,6 +198,8 @@ class _Steps:
     def _read_decode(self, name: str, arguments: _Arguments) -> None:
         if self._sampler is None:
             raise arguments.refuse("comes before the sampler")
+        if self._config.modality == "Flow" and name != "RawFrameDecode":
+            raise arguments.refuse("reads RGB frames, but the test dataset has modality='Flow'")
         arguments.expect("mode", "accurate")  # "efficient" returns key frames instead
         arguments.ignore("io_backend", "decoding_backend", "multi_thread")
         arguments.finish()
@@ -309,26 +323,42 @@ class _Steps:
                 f"the test pipeline of {name} does not end with FormatShape and PackActionInputs",
                 hint="add them; they are what a recognizer is fed with",
             )
-        self._check_layout(self._layout)
-        self._check_segments(self._sampler)
-        return Preprocessing(
+        served = Preprocessing(
             pipeline=pipeline,
             sampler=self._sampler,
             resize=self._resize,
             crop=self._crop,
             layout=self._layout,
+            modality=self._config.modality,
             reads_fps=self._reads_fps,
             config_views=None,
         )
+        self._check_layout(served.layout)
+        self._check_channels(served)
+        self._check_segments(served)
+        return served
+
+    def _check_channels(self, served: Preprocessing) -> None:
+        """mmaction2 would fail on another number of means, or drop channels with to_rgb."""
+        preprocessor = self._config.model.get("data_preprocessor") or {}
+        channels = served.channels * served.stacked
+        normalised = len(preprocessor.get("mean") or ())
+        # none is no normalisation, and one mean is every channel's
+        if normalised not in (0, 1, channels):
+            raise ConfigError(
+                f"model.data_preprocessor normalises {normalised} channels; "
+                f"{served.modality} frames in {served.layout} give the model {channels}",
+                hint=f"give mean and std {channels} values, or set the modality of the test "
+                "dataset: 'RGB', or 'Flow' for optical flow",
+            )
+        if served.modality == "Flow" and preprocessor.get("to_rgb"):
+            raise ConfigError(
+                "model.data_preprocessor.to_rgb is True, but optical flow has no colours to swap",
+                hint="--cfg-options model.data_preprocessor.to_rgb=False",
+            )
 
     def _check_layout(self, layout: Layout) -> None:
         preprocessor = self._config.model.get("data_preprocessor") or {}
-        channels = len(preprocessor.get("mean") or ()) or 3
-        if channels not in (1, 3):
-            raise UnsupportedError(
-                f"model.data_preprocessor normalises {channels} channels; RGB frames are served",
-                hint="optical flow is not exported yet",
-            )
         declared = preprocessor.get("format_shape", "NCHW")
         # MIX2d3d: images or clips, told by the number of axes
         if declared not in (layout, "MIX2d3d"):
@@ -337,15 +367,16 @@ class _Steps:
                 hint=f"--cfg-options model.data_preprocessor.format_shape={layout}",
             )
 
-    def _check_segments(self, sampler: Sampler) -> None:
+    def _check_segments(self, served: Preprocessing) -> None:
         """A model that mixes a fixed number of segments needs whole groups of them."""
         model = self._config.model
         for part in ("backbone", "cls_head"):
             segments = (model.get(part) or {}).get("num_segments")
-            frames = sampler.total_clips * sampler.clip_len
-            if isinstance(segments, int) and self._layout == "NCHW" and frames % segments:
+            frames = served.sampler.total_clips * served.sampler.clip_len // served.stacked
+            if isinstance(segments, int) and served.layout == "NCHW" and frames % segments:
+                kind = "frames" if served.stacked == 1 else "stacks of frames"
                 raise ConfigError(
-                    f"{frames} frames are sampled, but model.{part} mixes groups of {segments}",
+                    f"{frames} {kind} are sampled, but model.{part} mixes groups of {segments}",
                     hint=f"take --num-clips {segments} or a multiple of it",
                 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from action_export.errors import ConfigError, DependencyError, VideoError, first_line
 from action_export.mmaction_compat import quiet
+from action_export.optical_flow import flow_images
 from action_export.preprocess import Preprocessing
 from action_export.source import Transform
 
@@ -54,7 +56,7 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
 
     _check_video(video)
     with quiet():
-        passed, packed = run_pipeline(preprocessing.pipeline, video)
+        passed, packed = run_pipeline(preprocessing, video)
     # test_step may change what it is given, so the clips are taken first
     clips = _as_clips(packed["inputs"].numpy(), preprocessing)
     recognizer: Any = model
@@ -100,18 +102,18 @@ def _check_video(video: Path) -> None:
 
 
 def run_pipeline(
-    pipeline: tuple[Transform, ...], video: Path
+    preprocessing: Preprocessing, video: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the first value of each key that is compared, the packed result)."""
     results: dict[str, Any] = {
         "filename": str(video),
         "start_index": 0,
         "label": -1,
-        "modality": "RGB",
+        "modality": preprocessing.modality,
     }
     passed: dict[str, Any] = {}
-    for transform in _from_file(pipeline):
-        results = _apply(_build(transform), results, video)
+    for transform in _from_file(preprocessing):
+        results = _apply(transform, results, video)
         for key in ("total_frames", "avg_fps", "frame_inds", "imgs"):
             if key in results:
                 # later transforms put crops in place of the decoded `imgs`
@@ -119,16 +121,28 @@ def run_pipeline(
     return passed, results
 
 
-def _from_file(pipeline: tuple[Transform, ...]) -> tuple[Transform, ...]:
+def _from_file(preprocessing: Preprocessing) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """A pipeline of extracted frame files reads the video instead; its pixels are not compared."""
-    if not any(transform["type"] == "RawFrameDecode" for transform in pipeline):
-        return pipeline
-    decoded = [
-        {"type": "PyAVDecode"} if transform["type"] == "RawFrameDecode" else transform
-        for transform in pipeline
-    ]
-    # PyAVInit, like a folder of frames, tells no frame rate
-    return ({"type": "PyAVInit"}, *decoded)
+    files = any(transform["type"] == "RawFrameDecode" for transform in preprocessing.pipeline)
+    if files:
+        # PyAVInit, like a folder of frames, tells no frame rate
+        yield _build({"type": "PyAVInit"})
+    for transform in preprocessing.pipeline:
+        if transform["type"] != "RawFrameDecode":
+            yield _build(transform)
+        elif preprocessing.modality == "RGB":
+            yield _build({"type": "PyAVDecode"})
+        else:
+            yield _decode_flow
+
+
+def _decode_flow(results: dict[str, Any]) -> dict[str, Any]:
+    """What RawFrameDecode puts into the results, from the video in place of flow images."""
+    numbers = np.ravel(results["frame_inds"]).tolist()
+    images = flow_images(Path(results["filename"]), numbers)
+    imgs = [images[number] for number in numbers]
+    shape = imgs[0].shape[:2]
+    return {**results, "imgs": imgs, "original_shape": shape, "img_shape": shape}
 
 
 def _build(transform: Transform) -> Any:
@@ -144,10 +158,14 @@ def _build(transform: Transform) -> Any:
         ) from exc
 
 
-def _apply(transform: Any, results: dict[str, Any], video: Path) -> dict[str, Any]:
+def _apply(
+    transform: Callable[[dict[str, Any]], Any], results: dict[str, Any], video: Path
+) -> dict[str, Any]:
     name = type(transform).__name__
     try:
         output: dict[str, Any] = transform(results)
+    except VideoError:  # of _decode_flow, which is not mmaction2's
+        raise
     except ImportError as exc:
         raise DependencyError(
             f"the test pipeline decodes with {name}, whose library is missing: {first_line(exc)}",
@@ -166,5 +184,6 @@ def _as_clips(inputs: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArra
     """FormatShape's output as [1, views, clip_len, h, w, C]."""
     if preprocessing.layout == "NCTHW":
         return np.moveaxis(inputs, 1, -1)[None]
-    images = np.moveaxis(inputs, 1, -1)
-    return images.reshape(1, -1, preprocessing.sampler.clip_len, *images.shape[1:])
+    # images of one frame, or of the stacked flow of a clip: the same order of values
+    clips = (1, -1, preprocessing.sampler.clip_len, preprocessing.channels)
+    return np.moveaxis(inputs.reshape(*clips, *inputs.shape[2:]), 3, -1)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from action_export.errors import (
     CheckpointError,
@@ -19,6 +19,7 @@ from action_export.errors import (
     first_line,
 )
 from action_export.mmaction_compat import import_mmaction, quiet
+from action_export.types import Modality
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ class RecognizerConfig:
     """What is read from a config file; nothing below this asks the file again.
 
     pipeline: the transforms that mmaction2's test loop runs.
-    pipeline_key: where --cfg-options finds them.
+    modality: the test dataset's; optical flow has two channels, x and y.
+    pipeline_key: where --cfg-options finds the pipeline.
     notes: decisions taken here that the user should know of.
     """
 
@@ -45,6 +47,7 @@ class RecognizerConfig:
     sha256: str
     model: Mapping[str, Any]
     pipeline: tuple[Transform, ...]
+    modality: Modality = "RGB"
     pipeline_key: str = "test_pipeline"
     notes: tuple[str, ...] = ()
 
@@ -78,13 +81,15 @@ def load_config(name_or_path: str, cfg_options: tuple[str, ...] = ()) -> Recogni
         )
     model["type"] = _type_name(model["type"])
     _check_recognizer(path, model)
-    key, pipeline, notes = _test_pipeline(path, cfg)
+    datasets = _test_datasets(cfg)
+    key, pipeline, notes = _test_pipeline(path, cfg, datasets)
     return RecognizerConfig(
         name=path.stem,
         path=path,
         sha256=file_sha256(path),
         model=model,
         pipeline=pipeline,
+        modality=_modality(path, datasets),
         pipeline_key=key,
         notes=notes,
     )
@@ -178,11 +183,16 @@ def _check_recognizer(path: Path, model: dict[str, Any]) -> None:
     )
 
 
-def _test_pipeline(path: Path, cfg: Any) -> tuple[str, tuple[Transform, ...], tuple[str, ...]]:
+def _test_pipeline(
+    path: Path, cfg: Any, datasets: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, tuple[Transform, ...], tuple[str, ...]]:
     """(key, transforms, notes) of the test dataset's pipeline: mmaction2's test loop runs that."""
     declared = _plain(cfg.get("test_pipeline")) or []
-    dataset = _plain((cfg.get("test_dataloader") or {}).get("dataset"))
-    runs = _dataset_pipelines(dataset, "test_dataloader.dataset")
+    runs = {
+        f"{key}.pipeline": dataset["pipeline"]
+        for key, dataset in datasets.items()
+        if dataset.get("pipeline")
+    }
     key, followed = next(iter(runs.items()), ("test_pipeline", declared))
     if any(run != followed for run in runs.values()):
         raise ConfigError(
@@ -203,20 +213,48 @@ def _test_pipeline(path: Path, cfg: Any) -> tuple[str, tuple[Transform, ...], tu
     return key, tuple(_transform(path, entry) for entry in followed), notes
 
 
-def _dataset_pipelines(dataset: Any, key: str) -> dict[str, list[Any]]:
-    """By key, of every dataset inside RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
+def _modality(path: Path, datasets: Mapping[str, Mapping[str, Any]]) -> Modality:
+    """Of all test datasets; mmaction2's default is RGB."""
+    named = {f"{key}.modality": dataset.get("modality", "RGB") for key, dataset in datasets.items()}
+    for key, modality in named.items():
+        if modality not in get_args(Modality):
+            raise UnsupportedError(
+                f"{key} of {path.name} is {modality!r}, which has no serving equivalent",
+                hint=f"served are {' and '.join(map(repr, get_args(Modality)))}",
+            )
+    match sorted(set(named.values())):
+        case []:
+            return "RGB"
+        case [modality]:
+            return cast(Modality, modality)
+        case _:
+            raise ConfigError(
+                f"the test datasets of {path.name} have different modalities",
+                hint="leave one dataset in test_dataloader.dataset: one model serves one modality",
+            )
+
+
+def _test_datasets(cfg: Any) -> dict[str, Mapping[str, Any]]:
+    dataset = _plain((cfg.get("test_dataloader") or {}).get("dataset"))
+    return _unwrapped(dataset, "test_dataloader.dataset")
+
+
+def _unwrapped(dataset: Any, key: str) -> dict[str, Mapping[str, Any]]:
+    """By key, every dataset inside RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
     match dataset:
-        case {"pipeline": [_, *_] as transforms}:
-            return {f"{key}.pipeline": transforms}
+        case {"pipeline": [_, *_]}:
+            return {key: dataset}
         case {"dataset": inner}:
-            return _dataset_pipelines(inner, f"{key}.dataset")
+            return _unwrapped(inner, f"{key}.dataset")
         case {"datasets": [*inners]}:
-            return _dataset_pipelines(inners, f"{key}.datasets")
+            return _unwrapped(inners, f"{key}.datasets")
         case [*inners]:
-            found: dict[str, list[Any]] = {}
+            found: dict[str, Mapping[str, Any]] = {}
             for position, inner in enumerate(inners):
-                found |= _dataset_pipelines(inner, f"{key}.{position}")
+                found |= _unwrapped(inner, f"{key}.{position}")
             return found
+        case {}:
+            return {key: dataset}
         case _:
             return {}
 

@@ -89,8 +89,9 @@ def onnx_from_module(
 
 def _roll(data: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     """aten::roll by slices of known bounds; torch's own takes them from the size at run time."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     lengths = [data.shape[axis] for axis in dims]  # what follows has no shape yet
     for shift, axis, length in zip(shifts, dims, lengths, strict=True):
         cut = -shift % length

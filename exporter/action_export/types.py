@@ -13,6 +13,8 @@ DType = Literal["UINT8", "INT32", "FP32"]
 Crops = Literal["config", "center", "three", "ten"]
 Device = Literal["auto", "cpu", "gpu"]
 Layout = Literal["NCHW", "NCTHW"]
+Modality = Literal["RGB", "Flow"]
+"""What the frames of the test dataset are, in mmaction2's words."""
 Proof = Literal["auto", "graph", "server"]
 
 DYNAMIC = -1

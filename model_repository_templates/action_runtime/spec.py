@@ -124,6 +124,7 @@ class Contract:
     reads_fps: the config's decoder tells SampleFrames the frame rate (only decord does in
         mmaction2); where it is False, target_fps has no effect on the sampled positions.
     average: what is averaged over the views, softmax probabilities or raw scores.
+    channels: of a frame: 3 are RGB; 2 are optical flow, x and y, in grey levels with 128 for none.
     labels: one name for each class in order, or empty where none are known.
     config_views: num_clips and crops of the config, when fewer views are served than it asks for.
     provenance: config name and sha256, checkpoint sha256, version of the exporter.
@@ -145,6 +146,10 @@ class Contract:
             raise ContractError("without a crop only a fixed resize gives clips of one size")
         if self.labels and len(self.labels) != self.classes:
             raise ContractError(f"{len(self.labels)} labels for {self.classes} classes")
+
+    @property
+    def takes_flow(self) -> bool:
+        return self.channels == 2
 
     @property
     def positions(self) -> int:

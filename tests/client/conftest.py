@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,21 @@ CONTRACT = Contract(
     average="prob",
     labels=("left", "right", "once around"),
 )
+
+
+FLOW = replace(CONTRACT, channels=2)
+
+
+@pytest.fixture
+def flow_contract() -> Contract:
+    return FLOW
+
+
+@pytest.fixture
+def flow_server() -> Iterator[FakeTriton]:
+    """One model, of optical flow."""
+    with fake_triton({"flow": FakeModel(FLOW)}) as running:
+        yield running
 
 
 @pytest.fixture

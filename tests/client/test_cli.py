@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from action_client import ServerUnavailableError, VideoClient, VideoError, cli
+from action_client import InvalidRequestError, ServerUnavailableError, VideoClient, VideoError, cli
 from action_runtime.spec import Contract
 from support.fake_triton import FakeModel, FakeTriton, fake_triton
 
@@ -111,6 +111,15 @@ def test_a_missing_server_is_one_error_and_not_one_per_video(
     code, found = run_json(capsys, str(clip), str(clip), "--url", address, "--model", "moves")
     assert code == ServerUnavailableError.exit_code
     assert found["error"]["kind"] == "ServerUnavailableError"
+    assert found["results"] == []
+
+
+def test_a_model_of_optical_flow_is_one_error_and_not_one_per_video(
+    flow_server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = run_json(capsys, str(clip), str(clip), "--url", flow_server.url)
+    assert code == InvalidRequestError.exit_code
+    assert "takes optical flow, 2 channels" in found["error"]["message"]
     assert found["results"] == []
 
 

@@ -134,6 +134,27 @@ def test_frames_in_memory_get_the_same_answer_in_every_form(
         assert np.array_equal(answer.scores, expected_scores(frames, contract))
 
 
+def test_flow_in_memory_gets_the_same_answer_in_every_form(
+    flow_server: FakeTriton, flow_contract: Contract
+) -> None:
+    flow = moving_shapes(50)[..., :2]
+    chosen = plan(50, None, flow_contract)
+
+    async def awaited() -> list[Classification]:
+        async with AsyncVideoClient(flow_server.url, "flow") as client:
+            own = client.classify_sampled(flow[chosen.frame_numbers], chosen.frame_index)
+            return [await client.classify_frames(flow), await own]
+
+    with VideoClient(flow_server.url, "flow") as client:
+        answers = [
+            client.classify_frames(flow),
+            client.classify_sampled(flow[chosen.frame_numbers], chosen.frame_index),
+            *asyncio.run(awaited()),
+        ]
+    for answer in answers:
+        assert np.array_equal(answer.scores, expected_scores(flow, flow_contract))
+
+
 def test_the_contract_is_read_once(server: FakeTriton, contract: Contract) -> None:
     frames = moving_shapes(20)
     with VideoClient(server.url, "moves") as client:
@@ -279,6 +300,16 @@ def test_answer_of_another_form(classify: Call, server: FakeTriton, clip: Path) 
 def test_broken_video(classify: Call, server: FakeTriton, tmp_path: Path) -> None:
     failing(classify, VideoError, server.url, "moves", tmp_path / "nowhere.mp4")
     assert "infer moves" not in server.received.calls
+
+
+def test_a_file_for_a_model_of_optical_flow(
+    classify: Call, flow_server: FakeTriton, clip: Path
+) -> None:
+    error = failing(classify, InvalidRequestError, flow_server.url, "flow", clip)
+    assert error.message == "the model takes optical flow, 2 channels; a video file has none"
+    assert "classify_frames or classify_sampled" in error.hint
+    assert "uint8 [F, H, W, 2]" in error.hint
+    assert "infer flow" not in flow_server.received.calls
 
 
 @pytest.mark.parametrize("top_k", [0, -1])

@@ -150,6 +150,17 @@ def test_frames_of_another_form_are_refused(frames: np.ndarray, contract: Contra
         _request.sample_frames(frames, None, contract)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_frames_than_flow_are_refused_for_a_model_of_flow(
+    channels: int, contract: Contract
+) -> None:
+    flow = dataclasses.replace(contract, channels=2)
+    frames = np.zeros((5, 72, 96, channels), np.uint8)
+    with pytest.raises(InvalidRequestError, match=r"\[frames, height, width, 2\]") as caught:
+        _request.sample_frames(frames, None, flow)
+    assert "flow images, x and y last" in caught.value.hint
+
+
 def test_a_plan_of_ones_own_decoder_gives_the_same_request(contract: Contract) -> None:
     frames = moving_shapes(60)
     chosen = plan(60, None, contract)

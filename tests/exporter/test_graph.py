@@ -11,8 +11,15 @@ from action_export import source
 from action_export.graph import serving_module
 from action_export.mmaction_compat import import_mmaction
 from action_export.source import RecognizerConfig
-from action_export.types import Layout
-from support.tiny import MODEL_2D, MODEL_3D, changed, write_config
+from action_export.types import Layout, Modality
+from support.tiny import (
+    MODEL_2D,
+    MODEL_3D,
+    MODEL_FLOW_2D,
+    MODEL_FLOW_3D,
+    changed,
+    write_config,
+)
 
 VIEWS, CLIP_LEN, SIZE = 3, 4, 32
 
@@ -32,15 +39,17 @@ def recognizer(model: dict[str, Any], folder: Any) -> torch.nn.Module:
     return built
 
 
-def clips_of(batch: int, clip_len: int) -> torch.Tensor:
-    """uint8 [batch, views, clip_len, h, w, 3]; each row, view and channel has its brightness."""
+def clips_of(batch: int, clip_len: int, channels: int = 3) -> torch.Tensor:
+    """uint8 [batch, views, clip_len, h, w, C]; each row, view and channel has its brightness."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 120, (batch, VIEWS, clip_len, SIZE, SIZE, 3))
-    bright = rng.integers(0, 130, (batch, VIEWS, 1, 1, 1, 3))
+    noise = rng.integers(0, 120, (batch, VIEWS, clip_len, SIZE, SIZE, channels))
+    bright = rng.integers(0, 130, (batch, VIEWS, 1, 1, 1, channels))
     return torch.from_numpy((noise + bright).astype(np.uint8))
 
 
-def predicted(model: Any, clips: torch.Tensor, layout: Layout) -> torch.Tensor:
+def predicted(
+    model: Any, clips: torch.Tensor, layout: Layout, modality: Modality = "RGB"
+) -> torch.Tensor:
     """mmaction2's own test_step on each video: data_preprocessor, then predict."""
     from mmaction.structures import ActionDataSample
 
@@ -49,7 +58,8 @@ def predicted(model: Any, clips: torch.Tensor, layout: Layout) -> torch.Tensor:
     for video in clips:
         inputs = video.permute(0, 4, 1, 2, 3)  # [views, C, T, h, w], as FormatShape NCTHW has it
         if layout == "NCHW":
-            inputs = video.flatten(0, 1).permute(0, 3, 1, 2)
+            images = video.permute(0, 1, 4, 2, 3)
+            inputs = images.flatten(1, 2) if modality == "Flow" else images.flatten(0, 1)
         with torch.no_grad():
             data = dict(inputs=[inputs.contiguous()], data_samples=[ActionDataSample()])
             rows.append(model.test_step(data)[0].pred_score)
@@ -57,9 +67,13 @@ def predicted(model: Any, clips: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 def served(
-    model: torch.nn.Module, clips: torch.Tensor, layout: Layout, average: Literal["prob", "score"]
+    model: torch.nn.Module,
+    clips: torch.Tensor,
+    layout: Layout,
+    average: Literal["prob", "score"],
+    modality: Modality = "RGB",
 ) -> torch.Tensor:
-    module = serving_module(model, layout=layout, average=average)
+    module = serving_module(model, layout=layout, average=average, modality=modality)
     with torch.no_grad():
         scores: torch.Tensor = module(clips)
     return scores
@@ -116,6 +130,27 @@ def test_the_module_equals_predict(case: str, tmp_path: Any) -> None:
     assert scores.dtype == torch.float32
     assert scores.shape == (3, 10)
     assert float((scores - expected).abs().max()) < 1e-5 * spread
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "clip_len"),
+    [(MODEL_FLOW_2D, "NCHW", 2), (MODEL_FLOW_3D, "NCTHW", 4)],
+    ids=["2d", "3d"],
+)
+def test_the_module_equals_predict_on_optical_flow(
+    config: dict[str, Any], layout: Layout, clip_len: int, tmp_path: Any
+) -> None:
+    # scores, because softmax over these logits is saturated
+    model = recognizer(changed(config, cls_head__average_clips="score"), tmp_path)
+    clips = clips_of(3, clip_len, channels=2)
+    expected = predicted(model, clips, layout, "Flow")
+    spread = float(expected.max() - expected.min())
+    assert spread > 1e-3
+    scores = served(model, clips, layout, "score", "Flow")
+    assert float((scores - expected).abs().max()) < 1e-5 * spread
+    for changed_order in (clips.flip(2), clips.flip(5)):
+        other = served(model, changed_order, layout, "score", "Flow")
+        assert float((other - expected).abs().max()) > 1e-3 * spread
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from action_export.errors import ActionExportError, ConfigError, UnsupportedErro
 from action_export.mmaction_compat import import_mmaction, quiet
 from action_export.preprocess import Preprocessing, derive
 from action_export.source import RecognizerConfig
-from action_export.types import Crops, ViewOptions
+from action_export.types import Crops, Modality, ViewOptions
 from action_runtime.spec import (
     Contract,
     Crop,
@@ -29,8 +29,12 @@ from action_runtime.transforms import target_size
 from support.tiny import (
     MODEL_2D,
     MODEL_3D,
+    MODEL_FLOW_2D,
+    MODEL_FLOW_3D,
     PIPELINE_2D,
     PIPELINE_3D,
+    PIPELINE_FLOW_2D,
+    PIPELINE_FLOW_3D,
     VIDEOS,
     changed,
     with_step,
@@ -46,6 +50,7 @@ def config_of(
     pipeline: Sequence[Mapping[str, Any]] = PIPELINE_3D,
     model: Mapping[str, Any] = MODEL_3D,
     key: str = "test_pipeline",
+    modality: Modality = "RGB",
 ) -> RecognizerConfig:
     return RecognizerConfig(
         name="tiny",
@@ -53,6 +58,7 @@ def config_of(
         sha256="",
         model=model,
         pipeline=tuple(pipeline),
+        modality=modality,
         pipeline_key=key,
     )
 
@@ -102,26 +108,23 @@ OPTICAL_FLOW = {
     "slowonly_r50_8xb16-16x4x1-256e_kinetics400-flow",
     "tsn_imagenet-pretrained-r50_8xb32_5x1x3-110e_kinetics400-flow",
 }
-REFUSED = NO_TEST_PIPELINE | OPTICAL_FLOW
 
 
-@pytest.mark.parametrize("name", sorted(ZOO.keys() - REFUSED))
+@pytest.mark.parametrize("name", sorted(ZOO.keys() - NO_TEST_PIPELINE))
 def test_a_zoo_config_gives_a_contract(name: str) -> None:
     config = source.load_config(name)
     contract = derive(config, ViewOptions()).contract(config, labels=(), provenance={})
     assert Contract.from_json(contract.to_json()) == contract
     assert contract.config_views is None
     assert min(contract.clips_shape) > 0
+    assert contract.takes_flow == (name in OPTICAL_FLOW)
 
 
 def test_the_zoo_configs_that_are_not_served_are_refused_by_their_reason() -> None:
-    assert set(ZOO) >= REFUSED
+    assert set(ZOO) >= NO_TEST_PIPELINE | OPTICAL_FLOW
     for name in NO_TEST_PIPELINE:
         with pytest.raises(ConfigError, match="neither test_dataloader"):
             source.load_config(name)
-    for name in OPTICAL_FLOW:
-        with pytest.raises(UnsupportedError, match="optical flow"):
-            derive(source.load_config(name), ViewOptions())
 
 
 # --- What is accepted ---------------------------------------------------------------------------
@@ -291,6 +294,27 @@ def test_a_whole_contract_is_what_the_config_says() -> None:
         average="score",
         reads_fps=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "pipeline", "clips_shape"),
+    [
+        (MODEL_FLOW_3D, PIPELINE_FLOW_3D, (6, 4, 32, 32, 2)),
+        (MODEL_FLOW_2D, PIPELINE_FLOW_2D, (30, 2, 32, 32, 2)),
+    ],
+    ids=["3d", "2d"],
+)
+@pytest.mark.parametrize("means", ["each channel's", "one for all", "none"])
+def test_optical_flow_has_two_channels(
+    model: dict[str, Any], pipeline: list[dict[str, Any]], clips_shape: tuple[int, ...], means: str
+) -> None:
+    if means != "each channel's":
+        given = [128] if means == "one for all" else None
+        model = changed(model, data_preprocessor__mean=given, data_preprocessor__std=given)
+    config = config_of(pipeline, model, modality="Flow")
+    contract = derive(config, ViewOptions()).contract(config, labels=(), provenance={})
+    assert contract.clips_shape == clips_shape
+    assert Contract.from_json(contract.to_json()).takes_flow
 
 
 # --- What is refused ----------------------------------------------------------------------------
@@ -464,6 +488,41 @@ def test_a_model_that_scores_no_classes_is_refused(head: dict[str, Any] | None) 
         contract_of(PIPELINE_3D, changed(MODEL_3D, cls_head=head))
 
 
+@pytest.mark.parametrize(
+    ("model", "pipeline", "modality", "told"),
+    [
+        (MODEL_FLOW_3D, PIPELINE_3D, "RGB", "normalises 2 channels; RGB frames .* model 3"),
+        (MODEL_FLOW_2D, PIPELINE_2D, "RGB", "normalises 4 channels; RGB frames .* model 3"),
+        (MODEL_3D, PIPELINE_FLOW_3D, "Flow", "normalises 3 channels; Flow frames .* model 2"),
+        (MODEL_2D, PIPELINE_FLOW_2D, "Flow", "normalises 3 channels; Flow frames .* model 4"),
+        (
+            changed(MODEL_FLOW_2D, data_preprocessor__mean=[128, 128]),
+            PIPELINE_FLOW_2D,
+            "Flow",
+            "normalises 2 channels; Flow frames in NCHW give the model 4",
+        ),
+    ],
+)
+def test_means_of_another_number_of_channels_are_refused(
+    model: dict[str, Any], pipeline: list[dict[str, Any]], modality: Modality, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        derive(config_of(pipeline, model, modality=modality), ViewOptions())
+    assert "modality of the test dataset" in caught.value.hint
+
+
+def test_swapping_the_colours_of_optical_flow_is_refused() -> None:
+    model = changed(MODEL_FLOW_3D, data_preprocessor__to_rgb=True)
+    with pytest.raises(ConfigError, match="no colours") as caught:
+        derive(config_of(PIPELINE_FLOW_3D, model, modality="Flow"), ViewOptions())
+    assert caught.value.hint == "--cfg-options model.data_preprocessor.to_rgb=False"
+
+
+def test_a_decoder_of_rgb_frames_is_refused_for_optical_flow() -> None:
+    with pytest.raises(UnsupportedError, match=r"DecordDecode, reads RGB .* modality='Flow'"):
+        derive(config_of(PIPELINE_3D, MODEL_FLOW_3D, modality="Flow"), ViewOptions())
+
+
 TSM = changed(MODEL_2D, backbone__num_segments=4)
 
 
@@ -479,6 +538,14 @@ def test_segments_that_do_not_fill_a_group_are_refused(part: str) -> None:
     with pytest.raises(ConfigError, match=f"6 frames .* model.{part} mixes groups of 4") as caught:
         derived(pipeline, ViewOptions(num_clips=6), model)
     assert caught.value.hint == "take --num-clips 4 or a multiple of it"
+
+
+def test_a_stack_of_flow_is_one_of_the_segments_that_a_model_mixes() -> None:
+    model = changed(MODEL_FLOW_2D, backbone__num_segments=4)
+    config = config_of(PIPELINE_FLOW_2D, model, modality="Flow")
+    assert derive(config, ViewOptions(num_clips=4)).sampler.total_clips == 4
+    with pytest.raises(ConfigError, match=r"2 stacks of frames .* mixes groups of 4"):
+        derive(config, ViewOptions(num_clips=2))
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
 import numpy as np
 import pytest
 import torch
 from action_export.errors import ConfigError, DependencyError, VideoError
 from action_export.mmaction_compat import quiet
+from action_export.optical_flow import flow_images
 from action_export.preprocess import Preprocessing, derive
 from action_export.reference import Reference, run_mmaction, run_pipeline
 from action_export.types import ViewOptions
 from support.encode import encode, moving_shapes
-from support.tiny import MODEL_2D, MODEL_3D, PIPELINE_2D, PIPELINE_3D, VIDEOS, Tiny, make, with_step
+from support.tiny import (
+    MODEL_2D,
+    MODEL_3D,
+    MODEL_FLOW_2D,
+    MODEL_FLOW_3D,
+    PIPELINE_2D,
+    PIPELINE_3D,
+    PIPELINE_FLOW_2D,
+    PIPELINE_FLOW_3D,
+    VIDEOS,
+    Tiny,
+    make,
+    with_step,
+)
 from support.videos import decode
 
 VIDEO = VIDEOS[1]
@@ -159,6 +175,93 @@ def test_a_missing_decoder_library_is_a_missing_dependency(tiny_3d: Tiny) -> Non
     assert "DecordInit" in caught.value.hint
 
 
+# --- Optical flow ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["2d", "3d"])
+def tiny_flow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    model, pipeline = {
+        "2d": (MODEL_FLOW_2D, PIPELINE_FLOW_2D),
+        "3d": (MODEL_FLOW_3D, PIPELINE_FLOW_3D),
+    }[request.param]
+    return make(tmp_path_factory.mktemp("flow"), model, pipeline, modality="Flow")
+
+
+@pytest.fixture(scope="module")
+def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flow of VIDEO as a flow dataset keeps it, but lossless: x_00001.png, y_00001.png, ..."""
+    folder = tmp_path_factory.mktemp("flow_images")
+    for number, image in flow_images(VIDEO, range(frame_count(VIDEO))).items():
+        for axis, name in enumerate("xy"):
+            path = folder / f"{name}_{number + 1:05d}.png"
+            assert cv2.imwrite(str(path), image[..., axis])
+    return folder
+
+
+def frame_count(video: Path) -> int:
+    with av.open(str(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def from_flow_files(tiny: Tiny, folder: Path) -> tuple[list[Any], Any]:
+    """(what RawFrameDecode reads, what the pipeline ends with), all of it mmaction2's own."""
+    from mmaction.registry import TRANSFORMS
+
+    results: dict[str, Any] = {
+        "frame_dir": str(folder),
+        "filename_tmpl": "{}_{:05d}.png",
+        "total_frames": len(list(folder.glob("x_*.png"))),
+        "start_index": 1,
+        "label": -1,
+        "modality": "Flow",
+    }
+    read: list[Any] = []
+    with quiet():
+        for transform in tiny.preprocessing.pipeline:
+            results = TRANSFORMS.build(dict(transform))(results)
+            if transform["type"] == "RawFrameDecode":
+                read = list(results["imgs"])
+    return read, results
+
+
+def test_flow_equals_what_mmaction2_makes_of_flow_files(tiny_flow: Tiny, flow_folder: Path) -> None:
+    from mmengine.dataset import pseudo_collate
+
+    read, packed = from_flow_files(tiny_flow, flow_folder)
+    with quiet():
+        passed, ours = run_pipeline(tiny_flow.preprocessing, VIDEO)
+    assert [image.dtype for image in passed["imgs"]] == [image.dtype for image in read]
+    np.testing.assert_array_equal(passed["imgs"], read)
+    np.testing.assert_array_equal(ours["inputs"].numpy(), packed["inputs"].numpy())
+    reference = run_mmaction(tiny_flow.model, tiny_flow.preprocessing, VIDEO)
+    model: Any = tiny_flow.model
+    with torch.no_grad():
+        expected = model.test_step(pseudo_collate([packed]))[0].pred_score
+    np.testing.assert_array_equal(reference.scores, expected.numpy())
+
+
+def test_the_clips_of_flow_are_unstacked_in_the_order_of_format_shape(
+    tiny_flow: Tiny, flow_folder: Path
+) -> None:
+    inputs = from_flow_files(tiny_flow, flow_folder)[1]["inputs"].numpy()
+    reference = run_mmaction(tiny_flow.model, tiny_flow.preprocessing, VIDEO)
+    assert reference.clips.shape == (1, *tiny_flow.contract.clips_shape)
+    for time in range(tiny_flow.contract.sampler.clip_len):
+        for axis in range(2):
+            ours = reference.clips[0, :, time, :, :, axis]
+            # [views, clip_len * 2, h, w] with x, y of each frame in turn, or [views, 2, T, h, w]
+            stacked = tiny_flow.preprocessing.layout == "NCHW"
+            theirs = inputs[:, 2 * time + axis] if stacked else inputs[:, axis, time]
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_flow_frames_are_the_distinct_ones_as_a_client_sends_them(tiny_flow: Tiny) -> None:
+    reference = run_mmaction(tiny_flow.model, tiny_flow.preprocessing, VIDEO)
+    images = flow_images(VIDEO, reference.sampled.tolist())
+    sent = reference.frames[reference.frame_index]
+    np.testing.assert_array_equal(sent, [images[n] for n in reference.sampled.tolist()])
+
+
 # --- Videos that cannot be read -----------------------------------------------------------------
 
 
@@ -231,6 +334,7 @@ def test_a_model_that_cannot_run_is_an_error_of_the_config(tiny_3d: Tiny) -> Non
     assert "shapes" in error.message
 
 
-def test_an_unknown_transform_of_a_pipeline_is_an_error_of_the_config() -> None:
+def test_an_unknown_transform_of_a_pipeline_is_an_error_of_the_config(tiny_3d: Tiny) -> None:
+    unknown = replace(tiny_3d.preprocessing, pipeline=(dict(type="NoSuchTransform"),))
     with pytest.raises(ConfigError, match="NoSuchTransform"):
-        run_pipeline((dict(type="NoSuchTransform"),), VIDEO)
+        run_pipeline(unknown, VIDEO)

@@ -276,6 +276,44 @@ def test_concatenated_datasets_that_are_read_differently_are_refused(tmp_path: P
     refusal(ConfigError, lambda: load_config(str(path)))
 
 
+FLOW_DATASET = dict(type="RawframeDataset", modality="Flow", pipeline=FOLLOWED)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "modality"),
+    [
+        (None, "RGB"),
+        (VIDEO_DATASET, "RGB"),
+        (FLOW_DATASET, "Flow"),
+        (dict(type="RawframeDataset", modality="Flow"), "Flow"),
+        (dict(type="RepeatDataset", dataset=FLOW_DATASET), "Flow"),
+        (dict(type="ConcatDataset", datasets=[FLOW_DATASET, FLOW_DATASET]), "Flow"),
+    ],
+    ids=["no dataset", "default", "flow", "no pipeline", "repeat", "concat"],
+)
+def test_the_modality_is_the_test_datasets(
+    tmp_path: Path, dataset: dict[str, Any] | None, modality: str
+) -> None:
+    loader = {} if dataset is None else dict(test_dataloader=dict(dataset=dataset))
+    path = write_config(tmp_path / "c.py", model=MODEL_3D, test_pipeline=PIPELINE_3D, **loader)
+    assert load_config(str(path)).modality == modality
+
+
+def test_a_modality_that_is_not_served_is_refused_by_name_and_place(tmp_path: Path) -> None:
+    dataset = dict(type="RepeatDataset", dataset=dict(FLOW_DATASET, modality="Depth"))
+    path = write_config(tmp_path / "c.py", model=MODEL_3D, test_dataloader=dict(dataset=dataset))
+    error = refusal(UnsupportedError, lambda: load_config(str(path)))
+    assert "test_dataloader.dataset.dataset.modality of c.py is 'Depth'" in error.message
+    assert error.hint == "served are 'RGB' and 'Flow'"
+
+
+def test_datasets_of_different_modalities_are_refused(tmp_path: Path) -> None:
+    datasets = [VIDEO_DATASET, FLOW_DATASET]
+    path = write_config(tmp_path / "c.py", model=MODEL_3D, test_dataloader=dict(dataset=datasets))
+    error = refusal(ConfigError, lambda: load_config(str(path)))
+    assert "different modalities" in error.message
+
+
 def test_a_dataset_without_a_pipeline_leaves_test_pipeline(tmp_path: Path) -> None:
     path = write_config(
         tmp_path / "c.py",

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import mmcv
 import numpy as np
 import pytest
+from action_runtime.interpolation import RESAMPLERS
 from action_runtime.spec import (
     Contract,
     Crop,
@@ -88,7 +89,9 @@ def contract_of(pixels: Pixels, **changes: Any) -> Contract:
     return replace(contract, **changes)
 
 
-def mmaction2_clips(frames: Frames, contract: Contract, input_format: str) -> Frames:
+def mmaction2_clips(
+    frames: Frames, contract: Contract, input_format: str, modality: str = "RGB"
+) -> Frames:
     """mmaction2's input for the model, [views, ...] in its own axis order."""
     steps: list[Any] = []
     match contract.resize:
@@ -106,7 +109,7 @@ def mmaction2_clips(frames: Frames, contract: Contract, input_format: str) -> Fr
 
     results: dict[str, Any] = {
         "imgs": [frames[row] for row in FRAME_INDEX],
-        "modality": "RGB",
+        "modality": modality,
         "num_clips": contract.sampler.total_clips,
         "clip_len": contract.sampler.clip_len,
     }
@@ -131,6 +134,26 @@ def test_equals_mmaction2_to_the_byte(video: str, orientation: str, pixels: Pixe
     np.testing.assert_array_equal(views.transpose(0, 4, 1, 2, 3), three_d)
     two_d = mmaction2_clips(frames, contract, "NCHW")
     np.testing.assert_array_equal(views.reshape(-1, *views.shape[2:]).transpose(0, 3, 1, 2), two_d)
+
+
+@pytest.mark.parametrize("pixels", PIXELS.values(), ids=PIXELS)
+def test_optical_flow_equals_mmaction2_to_the_byte(pixels: Pixels) -> None:
+    """Two channels of a real picture; mmaction2 mirrors flow in TenCrop without negating x."""
+    frames = np.ascontiguousarray(frames_of("bikes", "landscape")[..., :2])
+    contract = contract_of(pixels, channels=2)
+    clips = make_clips(frames, FRAME_INDEX, contract, "cv2")
+    assert clips.shape == (1, *contract.clips_shape)
+    [views] = clips
+
+    three_d = mmaction2_clips(frames, contract, "NCTHW", "Flow")
+    np.testing.assert_array_equal(views.transpose(0, 4, 1, 2, 3), three_d)
+    two_d = mmaction2_clips(frames, contract, "NCHW", "Flow")
+    stacked = views.transpose(0, 1, 4, 2, 3).reshape(two_d.shape)
+    np.testing.assert_array_equal(stacked, two_d)
+
+    if contract.resize is None or contract.resize.interpolation in RESAMPLERS:
+        by_numpy = make_clips(frames, FRAME_INDEX, contract, "numpy").astype(int)
+        assert np.abs(by_numpy - clips).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -1,4 +1,4 @@
-"""Two recognizers of a few thousand weights, for tests of every step of an export."""
+"""Recognizers of a few thousand weights, for tests of every step of an export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from action_export import preprocess, source
 from action_export.reference import Reference, run_mmaction
-from action_export.types import Tensors, ViewOptions
+from action_export.types import Modality, Tensors, ViewOptions
 from action_runtime.spec import Contract
 from support.videos import real_videos
 from support.weights import write_checkpoint
@@ -128,6 +128,33 @@ def with_step(
     return copy
 
 
+# Means and deviations that differ, so that no two channels can change places unnoticed.
+MODEL_FLOW_3D = changed(
+    MODEL_3D,
+    backbone__in_channels=2,
+    data_preprocessor__mean=[128, 120],
+    data_preprocessor__std=[32, 16],
+)
+MODEL_FLOW_2D = changed(
+    MODEL_2D,
+    backbone__in_channels=4,
+    data_preprocessor__mean=[128, 120, 132, 124],
+    data_preprocessor__std=[32, 16, 24, 12],
+)
+PIPELINE_FLOW_3D: list[dict[str, Any]] = [
+    dict(type="SampleFrames", clip_len=4, frame_interval=8, num_clips=2, test_mode=True),
+    dict(type="RawFrameDecode"),
+    *PIPELINE_3D[3:],
+]
+PIPELINE_FLOW_2D: list[dict[str, Any]] = [
+    dict(type="SampleFrames", clip_len=2, frame_interval=1, num_clips=3, test_mode=True),
+    dict(type="RawFrameDecode"),
+    dict(type="Resize", scale=(-1, 36)),
+    dict(type="TenCrop", crop_size=32),
+    *PIPELINE_2D[5:],
+]
+
+
 def write_config(path: Path, **variables: Any) -> Path:
     """A config file with these top-level variables, in the text style of mmaction2's own."""
     lines = ['default_scope = "mmaction"']
@@ -155,10 +182,16 @@ def make(
     pipeline: Sequence[Mapping[str, Any]],
     *,
     name: str = "tiny",
+    modality: Modality = "RGB",
     max_batch_size: int = 3,
 ) -> Tiny:
     """Writes the config and calibrated weights, and loads them as `api.export` does."""
-    config_file = write_config(folder / f"{name}.py", model=model, test_pipeline=pipeline)
+    config_file = write_config(
+        folder / f"{name}.py",
+        model=model,
+        test_pipeline=pipeline,
+        test_dataloader=dict(dataset=dict(modality=modality)),
+    )
     checkpoint = write_checkpoint(str(config_file), folder / f"{name}.pth", VIDEOS)
     config = source.load_config(str(config_file))
     preprocessing = preprocess.derive(config, ViewOptions())

@@ -54,9 +54,9 @@ def _inputs(config: source.RecognizerConfig, model: Any, videos: list[Path]) -> 
 
     crops = any(transform["type"].endswith("Crop") for transform in config.pipeline)
     views = ViewOptions(num_clips=segments_of(model), crops="center" if crops else "config")
-    pipeline = preprocess.derive(config, views).pipeline
+    served = preprocess.derive(config, views)
     with quiet():
-        samples = [run_pipeline(pipeline, video)[1] for video in videos]
+        samples = [run_pipeline(served, video)[1] for video in videos]
     collated: dict[str, Any] = model.data_preprocessor(pseudo_collate(samples), False)
     return collated
 
@@ -74,7 +74,7 @@ def _keep_variance(model: Any) -> None:
 def _weaken_branches(model: Any) -> None:
     """Lets the path dominate the branch of each residual block, as training does.
 
-    With branches as strong as the path, fifty random layers amplify a rounding error a thousandfold.
+    With branches as strong as the path, fifty random layers amplify rounding a thousandfold.
     """
     import torch
 

@@ -73,7 +73,7 @@ class AsyncVideoClient:
     async def classify_frames(
         self, frames: NDArray[np.uint8], fps: float | None = None, top_k: int = 5
     ) -> Classification:
-        """Classifies a video in memory: all its frames in order, uint8 [F, H, W, 3] RGB."""
+        """Classifies a video in memory, all its frames in order; see VideoClient."""
         return await self._classify(
             lambda contract: _request.sample_frames(frames, fps, contract), top_k
         )
@@ -81,7 +81,7 @@ class AsyncVideoClient:
     async def classify_sampled(
         self, frames: NDArray[np.uint8], frame_index: NDArray[np.int32], top_k: int = 5
     ) -> Classification:
-        """Classifies the frames of a `plan` [F, H, W, 3], which were decoded elsewhere."""
+        """Classifies the frames of a `plan`, which were decoded elsewhere; see VideoClient."""
         return await self._classify(
             lambda contract: _request.take_sampled(frames, frame_index, contract), top_k
         )

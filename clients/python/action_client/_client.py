@@ -79,6 +79,7 @@ class VideoClient:
     ) -> Classification:
         """Classifies a video in memory: all its frames in order, uint8 [F, H, W, 3] RGB.
 
+        A model of optical flow takes flow images instead, [F, H, W, 2] with x and y of each.
         fps is its frame rate, which only a model that samples at a fixed rate asks for.
         """
         return self._classify(lambda contract: _request.sample_frames(frames, fps, contract), top_k)
@@ -86,7 +87,9 @@ class VideoClient:
     def classify_sampled(
         self, frames: NDArray[np.uint8], frame_index: NDArray[np.int32], top_k: int = 5
     ) -> Classification:
-        """Classifies the frames of a `plan` [F, H, W, 3], which were decoded elsewhere."""
+        """Classifies the frames of a `plan`, which were decoded elsewhere, in the form of
+        `classify_frames`.
+        """
         return self._classify(
             lambda contract: _request.take_sampled(frames, frame_index, contract), top_k
         )

@@ -46,8 +46,19 @@ def plan(total_frames: int, fps: float | None, contract: Contract) -> Plan:
     return Plan(frame_numbers=frame_numbers, frame_index=frame_index)
 
 
+def require_rgb(contract: Contract) -> None:
+    """Raises InvalidRequestError unless the frames of a video file are what the model takes."""
+    if contract.takes_flow:
+        raise InvalidRequestError(
+            f"the model takes optical flow, {contract.channels} channels; a video file has none",
+            hint="compute it, and call classify_frames or classify_sampled of the Python client "
+            f"with uint8 [F, H, W, {contract.channels}]",
+        )
+
+
 def sample_file(path: Path, contract: Contract) -> SampledFrames:
-    """Raises VideoError, and InvalidRequestError where `plan` does."""
+    """Raises VideoError, and InvalidRequestError where `require_rgb` and `plan` do."""
+    require_rgb(contract)
     chosen, frames = read_frames(
         path,
         lambda info: plan(info.total_frames, info.fps, contract),
@@ -88,7 +99,7 @@ def take_sampled(
 
 
 def shrink(frames: Frames, resize: Resize | None) -> Frames:
-    """[F, H, W, 3] as the server would resize them, where that makes them smaller; else unchanged.
+    """[F, H, W, C] as the server would resize them, where that makes them smaller; else unchanged.
 
     The server resizes what it gets; it leaves these as they are only if their size is a fixed point
     of the resize, so that is checked. An interpolation that is missing here is left to the server.
@@ -132,9 +143,10 @@ def _check_frames(frames: NDArray[Any], contract: Contract) -> Frames:
     array = np.asarray(frames)
     fits = array.ndim == 4 and array.shape[-1] == contract.channels and array.size
     if array.dtype != np.uint8 or not fits:
+        kind = "flow images, x and y last," if contract.takes_flow else "RGB frames"
         raise InvalidRequestError(
             f"frames must be uint8 of shape [frames, height, width, {contract.channels}] with at "
             f"least one pixel; got {array.dtype} of shape {list(array.shape)}",
-            hint="stack RGB frames along a new first axis: numpy.stack(frames)",
+            hint=f"stack {kind} along a new first axis: numpy.stack(frames)",
         )
     return array

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
-"""RGB pixels, [F, H, W, 3]."""
+"""Pixels [F, H, W, C]: RGB, or x and y of optical flow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,7 +25,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampledFrames:
-    """What is sent: the distinct frames, uint8 [F, H, W, 3] RGB, and the int32 index into them."""
+    """What is sent: the distinct frames, uint8 [F, H, W, C], and the int32 index into them."""
 
     frames: Frames
     frame_index: NDArray[np.int32]

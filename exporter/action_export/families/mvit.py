@@ -72,7 +72,7 @@ def _position(attention: Any, q: torch.Tensor, q_size: Size, k_size: Size) -> to
     """The sum of a term for time, rows and columns: [batch, heads, queries, keys]."""
     import torch
 
-    grid = q.unflatten(2, q_size)  # [batch, heads, t, h, w, channels]
+    grid = torch.unflatten(q, 2, q_size)  # [batch, heads, t, h, w, channels]
     axes = zip(
         "thw",
         (attention.rel_pos_t, attention.rel_pos_h, attention.rel_pos_w),
