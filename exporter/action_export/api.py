@@ -79,7 +79,11 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
             (stage / job.plan.manifest).write_text(text, encoding="utf-8")
             repository.publish(job.plan, stage)
             step.result = f"{job.plan.names.ensemble} version {job.plan.version}"
-    return replace(_result(job, steps), checks=checks, manifest=record)
+    beside = Path(job.plan.graph).parent
+    files = {*job.plan.files, *(str(beside / name) for name in graph.files)}
+    return replace(
+        _result(job, steps), files=tuple(sorted(files)), checks=checks, manifest=record
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import platform
 import shlex
+from dataclasses import asdict
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from action_runtime.spec import Contract
@@ -67,33 +69,23 @@ def build(
         "max_batch_size": tensors.clips.max_batch_size,
         "triton_version": request.triton_version,
         "graph": {
-            "file": plan.graph,
-            "sha256": file_sha256(graph.path),
-            "bytes": graph.path.stat().st_size,
+            "files": [_file(graph.path.with_name(name)) for name in graph.files],
             "opset": graph.opset,
             "nodes": graph.nodes,
         },
         "proof": {
-            "videos": [
-                {"file": reference.video.name, "sha256": file_sha256(reference.video)}
-                for reference in references
-            ],
-            "checks": [
-                {
-                    "name": check.name,
-                    "error": check.error,
-                    "bound": check.bound,
-                    "unit": check.unit,
-                    "detail": check.detail,
-                }
-                for check in checks
-            ],
+            "videos": [_file(reference.video) for reference in references],
+            "checks": [asdict(check) for check in checks],
         },
         "decisions": {key: value for d in decisions for key, value in d.record.items()},
         "notes": list(notes),
         "python": platform.python_version(),
         "packages": _versions(),
     }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size}
 
 
 def command(request: ExportRequest) -> str:

@@ -112,15 +112,26 @@ def compare_scores(
     tolerance: float,
 ) -> Check:
     """The worst row of `pairs`, each the served scores and the reference that they must equal."""
-    agree = sum(int(scores.argmax() == reference.scores.argmax()) for scores, reference in pairs)
     return Check(
         name=name,
         # numpy's max keeps a NaN wherever it stands; Python's only if it comes first
         error=float(np.max([_difference(scores, reference) for scores, reference in pairs])),
         bound=tolerance,
         unit="of spread",
-        detail=f"top-1 {agree}/{len(pairs)}",
+        detail=f"{len(pairs)} rows",
+        top1=_agreement(pairs, 1),
+        top5=_agreement(pairs, 5),
     )
+
+
+def _agreement(pairs: list[tuple[NDArray[np.float32], Reference]], count: int) -> float:
+    """Share of the reference's `count` best classes that are among the served ones."""
+    shares = [
+        len(np.intersect1d(scores.argsort()[-count:], reference.scores.argsort()[-count:]))
+        / min(count, len(reference.scores))
+        for scores, reference in pairs
+    ]
+    return float(np.mean(shares))
 
 
 def require(checks: tuple[Check, ...]) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10}
 OPSETS = tuple(_IR_VERSIONS)
 
+# protobuf parses no file of 2 GiB or more; this leaves 16 MiB for what is no weight.
+_LARGEST_WEIGHTS = 2**31 - 2**24
+
 # A batch of one is traced as a constant: torch.export specialises sizes 0 and 1.
 _EXAMPLE_BATCH = 2
 _BATCH = "batch"
@@ -32,7 +35,7 @@ _HINT = "docs/architecture.md says how a family declares the patches it needs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """An ONNX file that was written. files: names beside `path`, itself included."""
+    """An ONNX file that was written. files: names beside `path`, itself first; then its weights."""
 
     path: Path
     opset: int
@@ -43,7 +46,7 @@ class Graph:
 def onnx_from_module(
     module: torch.nn.Module, *, clips: TensorSpec, scores: TensorSpec, opset: int, path: Path
 ) -> Graph:
-    """Traces `module` and writes it to `path`, weights included.
+    """Traces `module` and writes it to `path`, weights included or, beyond 2 GiB, beside it.
 
     Raises:
         TracingError: torch cannot express the module as ONNX, or not for every batch size.
@@ -83,8 +86,7 @@ def onnx_from_module(
     optimise(model)
     model.ir_version = _IR_VERSIONS[opset]
     _tidy(model)
-    program.save(path)
-    return Graph(path=path, opset=opset, nodes=len(model.graph), files=(path.name,))
+    return Graph(path=path, opset=opset, nodes=len(model.graph), files=_save(model, path))
 
 
 def _roll(data: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
@@ -112,6 +114,19 @@ def _check_axes(graph: Any, clips: TensorSpec, scores: TensorSpec) -> None:
                 f"torch traced {spec.name} as [{', '.join(traced)}], not [{', '.join(expected)}]",
                 hint=_HINT,
             )
+
+
+def _save(model: Any, path: Path) -> tuple[str, ...]:
+    """The names of the files that were written."""
+    import onnx_ir as ir
+
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    if weights <= _LARGEST_WEIGHTS:
+        ir.save(model, path)
+        return (path.name,)
+    beside = f"{path.name}.data"
+    ir.save(model, path, external_data=beside)
+    return (path.name, beside)
 
 
 def _tidy(model: Any) -> None:

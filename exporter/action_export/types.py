@@ -118,6 +118,8 @@ class Check:
     error: the largest |difference| over the spread of the reference (scores), or in grey levels
         (pixels).
     bound: what `error` may be at most.
+    top1, top5: share of the rows whose best class is the same, and of the five best that are; None
+        where no scores are compared.
     """
 
     name: str
@@ -125,6 +127,8 @@ class Check:
     bound: float
     unit: Literal["of spread", "grey levels", "frames"]
     detail: str = ""
+    top1: float | None = None
+    top5: float | None = None
 
     @property
     def passed(self) -> bool:

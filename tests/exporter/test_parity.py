@@ -66,8 +66,10 @@ def test_the_right_graph_passes_on_every_batch_size(
     checks = verify(tiny, right, pair)
     assert list(checks) == ["graph, batch 1", "graph, batch 2", "graph, batch 3"]
     assert all(check.passed for check in checks.values())
-    assert checks["graph, batch 1"].detail == "top-1 2/2"
-    assert checks["graph, batch 3"].detail == "top-1 3/3"
+    assert checks["graph, batch 1"].detail == "2 rows"
+    assert checks["graph, batch 3"].detail == "3 rows"
+    assert {checks[f"graph, batch {size}"].top1 for size in (1, 2, 3)} == {1.0}
+    assert {checks[f"graph, batch {size}"].top5 for size in (1, 2, 3)} == {1.0}
     parity.require(tuple(checks.values()))
 
 

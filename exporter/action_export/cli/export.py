@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,7 @@ def as_json(result: ExportResult) -> dict[str, Any]:
         "repo": str(result.repo),
         "files": list(result.files),
         "contract": json.loads(result.contract.to_json()),
-        "checks": [
-            {"name": c.name, "error": c.error, "bound": c.bound, "unit": c.unit, "detail": c.detail}
-            for c in result.checks
-        ],
+        "checks": [asdict(check) for check in result.checks],
         "steps": [
             {"step": event.step, "result": event.result, "seconds": round(event.seconds, 3)}
             for event in result.steps

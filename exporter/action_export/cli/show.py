@@ -91,11 +91,12 @@ def print_result(result: ExportResult, *, verbose: bool) -> None:
 
 def _print_details(console: Any, result: ExportResult) -> None:
     for check in result.checks:
-        console.print(
-            f"{check.name}: off by {check.error:.3g} {check.unit}, bound {check.bound:g}"
-            + (f", {check.detail}" if check.detail else ""),
-            markup=False,
-        )
+        line = f"{check.name}: off by {check.error:.3g} {check.unit}, bound {check.bound:g}"
+        if check.detail:
+            line += f", {check.detail}"
+        if check.top1 is not None and check.top5 is not None:
+            line += f", top-1 {check.top1:.0%} and top-5 {check.top5:.0%} the same"
+        console.print(line, markup=False)
     if not result.dry_run:
         for path in result.files:
             console.print(f"wrote {result.repo / path}", markup=False)
