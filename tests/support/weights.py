@@ -17,16 +17,25 @@ from action_export.reference import run_pipeline
 from action_export.types import ViewOptions
 
 _LOGIT_SPREAD = 2.0  # standard deviation over the classes
+_BRANCH_WEIGHT = 0.1  # of a convolution beside a shortcut of weight 1
 
 
-def write_checkpoint(config_name: str, path: Path, videos: list[Path], *, seed: int = 0) -> Path:
+def write_checkpoint(
+    config_name: str,
+    path: Path,
+    videos: list[Path],
+    *,
+    cfg_options: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Path:
     """Writes a seeded checkpoint of the config, calibrated on `videos`."""
     import torch
 
     torch.manual_seed(seed)
-    config = source.load_config(config_name)
+    config = source.load_config(config_name, cfg_options)
     model = source.build_untrained(config)
     _keep_variance(model)
+    _lean_on_shortcuts(model)
     inputs = _inputs(config, videos)
     _measure_statistics(model, inputs)
     _scale_classifier(model, inputs)
@@ -55,6 +64,27 @@ def _keep_variance(model: Any) -> None:
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 torch.nn.init.zeros_(module.bias)
+
+
+def _lean_on_shortcuts(model: Any) -> None:
+    """Lets the shortcuts of mmpretrain's deep backbones outweigh the convolutions beside them.
+
+    Random branches of equal weight multiply rounding errors from block to block: the scores of
+    mmaction2's MobileOne-s4 in float32 are then 0.8 % of their spread away from those in float64.
+    """
+    import torch
+
+    for block in model.modules():
+        for norm in _beside_shortcut(block):
+            torch.nn.init.constant_(norm.weight, _BRANCH_WEIGHT)
+
+
+def _beside_shortcut(block: Any) -> list[Any]:
+    """The last norm of each branch of a block; branch_norm is the shortcut of MobileOne's."""
+    if getattr(block, "branch_norm", None) is not None:
+        branches = filter(None, (block.branch_scale, *block.branch_conv_list))
+        return [branch.norm for branch in branches]
+    return [block.norm3] if hasattr(block, "norm3_name") else []
 
 
 def _measure_statistics(model: Any, inputs: list[dict[str, Any]]) -> None:
