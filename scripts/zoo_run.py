@@ -129,7 +129,8 @@ def main() -> int:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(arguments.jobs) as pool:
+    pool = ThreadPoolExecutor(arguments.jobs)
+    with Progress(*columns, console=console) as progress, pool:
         task = progress.add_task("zoo", total=len(todo))
         futures = [pool.submit(run, family, config, threads) for family, config in todo]
         try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from action_export.dependencies import require
-from action_export.errors import DependencyError
+from action_export.errors import DependencyError, first_line
 
 # mmaction/models/localizers/__init__.py of the 1.2.0 wheel imports `.drn.drn`, which the wheel
 # lacks: its packaging left the folder out. A recognizer never uses it.
@@ -35,10 +35,12 @@ def import_mmaction() -> ModuleType:
             warnings.simplefilter("ignore")
             mmaction = importlib.import_module("mmaction")
             importlib.import_module("mmaction.utils").register_all_modules(init_default_scope=True)
-    except ImportError as exc:
+    # It imports an mmpretrain that is installed. Both check their environment with asserts, and
+    # torchvision, which mmpretrain imports, raises a RuntimeError where it does not fit torch.
+    except Exception as exc:
         raise DependencyError(
-            f"mmaction2 does not import: {exc}",
-            hint='pip install "action-export[export]" installs versions that work together',
+            f"mmaction2 does not import: {first_line(exc)}",
+            hint='pip install "action-export[export,zoo]" installs versions that work together',
         ) from exc
     return mmaction
 

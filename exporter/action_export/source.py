@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
+import importlib.util
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from action_export.errors import (
     CheckpointError,
     ConfigError,
+    DependencyError,
     LabelsError,
     UnsupportedError,
     first_line,
@@ -28,6 +31,13 @@ Transform = Mapping[str, Any]
 """One entry of a pipeline: `type` and the arguments of the transform."""
 
 SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D", "RecognizerOmni")
+_BACKBONE_PACKAGES = {
+    "timm": ("timm",),
+    "torchvision": ("torchvision",),
+    # mmpretrain does not declare that it imports torchvision
+    "mmpretrain": ("mmpretrain", "torchvision"),
+    "mmcls": ("mmcls",),
+}
 _CORES = ("core", "_core")
 _SHOWN_KEYS = 6
 
@@ -392,6 +402,7 @@ def build_model(config: RecognizerConfig, checkpoint: Checkpoint) -> torch.nn.Mo
     """The recognizer with the checkpoint's weights, in eval mode on the CPU.
 
     Raises:
+        DependencyError: the backbone's package is not installed, or does not import.
         ConfigError: mmaction2 cannot build the model.
         CheckpointError: keys are missing, unexpected or of another shape.
     """
@@ -407,7 +418,13 @@ def build_model(config: RecognizerConfig, checkpoint: Checkpoint) -> torch.nn.Mo
 
 
 def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
-    """The recognizer with the weights of its constructors; nothing is downloaded."""
+    """The recognizer with the weights of its constructors; nothing is downloaded.
+
+    Raises:
+        DependencyError: the backbone's package is not installed, or does not import.
+        ConfigError: mmaction2 cannot build the model.
+    """
+    _check_packages(config)
     import_mmaction()
     from copy import deepcopy
 
@@ -427,6 +444,60 @@ def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
         ) from exc
     built: torch.nn.Module = model
     return built.eval()
+
+
+def required_packages(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the backbone of a config's `model` needs beside mmaction2, by pip name.
+
+    A backbone that the config gives as a class or function has been imported with the config.
+    """
+    kind = _backbone_type(model)
+    # mmaction2 registers this one of its own backbones only where mmpretrain imports
+    scope = "mmpretrain" if kind.rpartition(".")[2] == "MobileOneTSM" else kind.partition(".")[0]
+    return _BACKBONE_PACKAGES.get(scope, ())
+
+
+def _backbone_type(model: Mapping[str, Any]) -> str:
+    match model:
+        case {"backbone": {"type": str(kind)}}:
+            return kind
+        case _:
+            return ""
+
+
+def _check_packages(config: RecognizerConfig) -> None:
+    """Comes before mmaction2, which says "please install" of a package that is broken, too."""
+    packages = required_packages(config.model)
+    kind = _backbone_type(config.model)
+    needs = f"the backbone {kind} of {config.path.name} needs the Python package"
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise DependencyError(
+                f"{needs} {package}, which is not installed", hint=_package_hint(kind)
+            )
+    for package in packages:
+        try:
+            with quiet():
+                importlib.import_module(package)
+        # packages check their environment with asserts and RuntimeErrors alike
+        except Exception as exc:
+            raise DependencyError(
+                f"{needs} {package}, which does not import: {first_line(exc)}",
+                hint=_package_hint(kind),
+            ) from exc
+
+
+def _package_hint(kind: str) -> str:
+    if kind.startswith("mmcls."):
+        later = kind.replace("mmcls", "mmpretrain", 1)
+        # The last release of mmcls, 1.0.0rc6, refuses mmcv 2.1.
+        return (
+            f"--cfg-options model.backbone.type={later} is the same backbone in mmcls's successor"
+        )
+    return (
+        'pip install "action-export[zoo]"; torch and torchvision must be builds of the same kind, '
+        "both for the CPU or both for CUDA"
+    )
 
 
 def _check_shapes(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from action_export.errors import (
     ActionExportError,
     CheckpointError,
     ConfigError,
+    DependencyError,
     LabelsError,
     UnsupportedError,
 )
@@ -27,6 +29,7 @@ from action_export.source import RecognizerConfig, build_model, load_checkpoint,
 from action_export.types import ViewOptions
 from action_runtime.spec import SampleFrames
 from mmengine.logging import HistoryBuffer
+from support import zoo_packages
 from support.disk import open_folder, without_privileges
 from support.tiny import CLASSES, MODEL_3D, PIPELINE_3D, changed, with_step, write_config
 
@@ -754,6 +757,112 @@ def test_pretrained_weights_are_not_looked_for(tmp_path: Path) -> None:
     built: Any = source.build_untrained(config)
     assert built.backbone.pretrained is None
     assert config.model == model
+
+
+# --- Backbones of other packages ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "packages"),
+    [
+        ("timm.swin_base_patch4_window7_224", ("timm",)),
+        ("torchvision.densenet161", ("torchvision",)),
+        ("mmpretrain.MobileOne", ("mmpretrain", "torchvision")),
+        ("MobileOneTSM", ("mmpretrain", "torchvision")),
+        ("mmaction.MobileOneTSM", ("mmpretrain", "torchvision")),
+        ("mmcls.ResNeXt", ("mmcls",)),
+        ("ResNet", ()),
+        ("mmaction.ResNet", ()),
+        ("timmy.ResNet", ()),
+    ],
+)
+def test_the_type_of_the_backbone_tells_its_packages(kind: str, packages: tuple[str, ...]) -> None:
+    assert source.required_packages(changed(MODEL_3D, backbone__type=kind)) == packages
+
+
+def test_a_model_without_a_backbone_requires_no_package() -> None:
+    assert source.required_packages(dict(type="RecognizerOmni")) == ()
+
+
+def test_of_tsn_and_tsm_just_the_configs_of_other_packages_require_any() -> None:
+    requiring = {
+        name
+        for name in source.zoo_configs()
+        if name.startswith(("tsn", "tsm")) and source.required_packages(load_config(name).model)
+    }
+    assert requiring == zoo_packages.CONFIGS.keys()
+
+
+def package_error(folder: Path, kind: str) -> ActionExportError:
+    model = changed(MODEL_3D, backbone=dict(type=kind))
+    path = write_config(folder / "c.py", model=model, test_pipeline=PIPELINE_3D)
+    config = load_config(str(path))
+    error = refusal(DependencyError, lambda: source.build_untrained(config))
+    assert f"the backbone {kind} of c.py" in error.message
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        ("timm.resnet18", "timm"),
+        ("torchvision.resnet18", "torchvision"),
+        ("mmpretrain.MobileOne", "mmpretrain"),
+        ("mmpretrain.MobileOne", "torchvision"),
+        ("MobileOneTSM", "mmpretrain"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, missing: str
+) -> None:
+    for package in ("mmpretrain", "timm", "torchvision"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('imported')")
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, missing, None)
+    error = package_error(tmp_path, kind)
+    assert f"needs the Python package {missing}, which is not installed" in error.message
+    assert 'pip install "action-export[zoo]"' in error.hint
+
+
+def test_a_backbone_of_mmcls_is_referred_to_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mmcls", None)
+    error = package_error(tmp_path, "mmcls.ResNeXt")
+    assert "--cfg-options model.backbone.type=mmpretrain.ResNeXt " in error.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "operator torchvision"),
+        ("assert False, 'MMCV==2.1.0 is used but incompatible.'", "MMCV==2.1.0"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_package_that_does_not_import_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    (tmp_path / "timm.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    error = package_error(tmp_path, "timm.resnet18")
+    assert "needs the Python package timm, which does not import" in error.message
+    assert reason in error.message
+
+
+def test_mmaction2_that_does_not_import_is_named_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(init_default_scope: bool) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nand a trace")
+
+    import_mmaction()
+    monkeypatch.setattr("mmaction.utils.register_all_modules", fail)
+    error = refusal(DependencyError, import_mmaction)
+    assert error.message.endswith("operator torchvision::nms does not exist")
 
 
 # --- Labels -------------------------------------------------------------------------------------
