@@ -1,15 +1,17 @@
 """Runs the whole job for every config of mmaction2's recognition zoo, each in its own process.
 
-    scripts/zoo                    # whatever has no row yet, in docs/zoo.json
+    scripts/zoo                    # whatever has no row of this code yet, in docs/zoo.json
     scripts/zoo tsm swin           # of these families only
     scripts/zoo --again            # also what has a row
 
-A row is written as soon as its config is done, so a run that is stopped goes on where it was.
+A row is written as soon as its config is done, so a run that is stopped goes on where it was. It
+carries a digest of the code that an export runs through; rows of other code are done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -34,6 +36,9 @@ ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "docs" / "zoo.json"
 TABLE = ROOT / "docs" / "zoo.md"
 LIMIT_S = 3600
+# What a row depends on, and what of that it does not.
+CODE = ("exporter/action_export", "model_repository_templates/action_runtime", "tests/support")
+ASIDE = ("cli", "serve", "example", "live.py", "errors.py", "zoo.py", "encode.py", "disk.py")
 
 Row = dict[str, Any]
 
@@ -47,8 +52,8 @@ class Rows:
         known = json.loads(path.read_text("utf-8")) if path.exists() else []
         self._rows: dict[str, Row] = {row["config"]: row for row in known}
 
-    def has(self, config: str) -> bool:
-        return config in self._rows
+    def has(self, config: str, code: str) -> bool:
+        return config in self._rows and self._rows[config]["code"] == code
 
     def add(self, row: Row) -> None:
         with self._lock:
@@ -58,6 +63,16 @@ class Rows:
             _replace(TABLE, table(rows))
 
 
+def digest() -> str:
+    """Of the code that a row depends on."""
+    content = hashlib.sha256((ROOT / "scripts" / "zoo_case.py").read_bytes())
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if not set(path.relative_to(ROOT / folder).parts) & set(ASIDE):
+                content.update(path.read_bytes())
+    return content.hexdigest()[:12]
+
+
 def _replace(path: Path, text: str) -> None:
     """Whole or not at all, because a run may be stopped at any time."""
     beside = path.with_suffix(".new")
@@ -65,7 +80,7 @@ def _replace(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def wanted(families: Iterable[str], rows: Rows, *, again: bool) -> list[tuple[str, str]]:
+def wanted(families: Iterable[str], rows: Rows, code: str, *, again: bool) -> list[tuple[str, str]]:
     """(family, config) of the zoo, the folder of a config being its family."""
     folders = {
         name: path.relative_to(_recognition(path)).parts[0] for name, path in zoo_configs().items()
@@ -77,7 +92,7 @@ def wanted(families: Iterable[str], rows: Rows, *, again: bool) -> list[tuple[st
     return sorted(
         (family, name)
         for name, family in folders.items()
-        if (not families or family in families) and (again or not rows.has(name))
+        if (not families or family in families) and (again or not rows.has(name, code))
     )
 
 
@@ -85,7 +100,7 @@ def _recognition(path: Path) -> Path:
     return next(parent for parent in path.parents if parent.name == "recognition")
 
 
-def run(family: str, config: str, threads: int) -> Row:
+def run(family: str, config: str, code: str, threads: int) -> Row:
     """One config in a process of its own, so that its memory can be told and cannot pile up."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="action-export-zoo-") as folder:
@@ -108,6 +123,7 @@ def run(family: str, config: str, threads: int) -> Row:
         "family": family,
         "config": config,
         **verdict,
+        "code": code,
         "job_seconds": round(time.monotonic() - started, 1),
     }
 
@@ -119,7 +135,8 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also those that have a row")
     arguments = parser.parse_args()
     rows = Rows(ROWS)
-    todo = wanted(arguments.families, rows, again=arguments.again)
+    code = digest()
+    todo = wanted(arguments.families, rows, code, again=arguments.again)
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     console = Console(stderr=True)
     failed = 0
@@ -132,7 +149,7 @@ def main() -> int:
     pool = ThreadPoolExecutor(arguments.jobs)
     with Progress(*columns, console=console) as progress, pool:
         task = progress.add_task("zoo", total=len(todo))
-        futures = [pool.submit(run, family, config, threads) for family, config in todo]
+        futures = [pool.submit(run, family, config, code, threads) for family, config in todo]
         try:
             for future in as_completed(futures):
                 row = future.result()

@@ -53,6 +53,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     steps = Steps(on_step)
     request = _with_example(request)
     check_release(request.triton_version, request.opset)
+    tracing.check_opset(request.opset)
     job, model = _load(request, steps)
     if request.dry_run:
         return _result(job, steps, dry_run=True)
@@ -81,9 +82,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
             step.result = f"{job.plan.names.ensemble} version {job.plan.version}"
     beside = Path(job.plan.graph).parent
     files = {*job.plan.files, *(str(beside / name) for name in graph.files)}
-    return replace(
-        _result(job, steps), files=tuple(sorted(files)), checks=checks, manifest=record
-    )
+    return replace(_result(job, steps), files=tuple(sorted(files)), checks=checks, manifest=record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

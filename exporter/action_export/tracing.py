@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from action_export import onnx_file
 from action_export.errors import TracingError, UnsupportedError, first_line
 from action_export.optimise import optimise
 from action_export.types import TensorSpec
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 # as many releases of ONNX Runtime as it can.
 _IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10}
 OPSETS = tuple(_IR_VERSIONS)
-
-# protobuf parses no file of 2 GiB or more; this leaves 16 MiB for what is no weight.
-_LARGEST_WEIGHTS = 2**31 - 2**24
 
 # A batch of one is traced as a constant: torch.export specialises sizes 0 and 1.
 _EXAMPLE_BATCH = 2
@@ -43,6 +41,15 @@ class Graph:
     files: tuple[str, ...]
 
 
+def check_opset(opset: int) -> None:
+    """Raises UnsupportedError for an opset that is not written."""
+    if opset not in _IR_VERSIONS:
+        raise UnsupportedError(
+            f"opset {opset} is not written",
+            hint=f"--opset {OPSETS[0]} to {OPSETS[-1]}; the default suits every server",
+        )
+
+
 def onnx_from_module(
     module: torch.nn.Module, *, clips: TensorSpec, scores: TensorSpec, opset: int, path: Path
 ) -> Graph:
@@ -54,16 +61,12 @@ def onnx_from_module(
     """
     import torch
 
-    if opset not in _IR_VERSIONS:
-        raise UnsupportedError(
-            f"opset {opset} is not written",
-            hint=f"--opset {OPSETS[0]} to {OPSETS[-1]}; the default suits every server",
-        )
+    check_opset(opset)
     # Never read: torch traces with shapes only, so these pages are not even touched.
     example = torch.empty(clips.shape(_EXAMPLE_BATCH), dtype=torch.uint8)
     batch = torch.export.Dim(_BATCH, min=1)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -86,7 +89,8 @@ def onnx_from_module(
     optimise(model)
     model.ir_version = _IR_VERSIONS[opset]
     _tidy(model)
-    return Graph(path=path, opset=opset, nodes=len(model.graph), files=_save(model, path))
+    nodes = len(model.graph)
+    return Graph(path=path, opset=opset, nodes=nodes, files=onnx_file.save(model, path))
 
 
 def _roll(data: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
@@ -116,19 +120,6 @@ def _check_axes(graph: Any, clips: TensorSpec, scores: TensorSpec) -> None:
             )
 
 
-def _save(model: Any, path: Path) -> tuple[str, ...]:
-    """The names of the files that were written."""
-    import onnx_ir as ir
-
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    if weights <= _LARGEST_WEIGHTS:
-        ir.save(model, path)
-        return (path.name,)
-    beside = f"{path.name}.data"
-    ir.save(model, path, external_data=beside)
-    return (path.name, beside)
-
-
 def _tidy(model: Any) -> None:
     """Drops what only a debugger of the exporter reads, among it paths of this machine."""
     kept = "pkg.torch.onnx.name_scopes"  # the module that a node comes from
@@ -147,7 +138,7 @@ def _cause(exc: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's notices about itself, and the graphs it prints, off the terminal."""
     level = logging.root.manager.disable
     logging.disable()

@@ -1,0 +1,81 @@
+"""docs/zoo.md from the rows of docs/zoo.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = dict[str, Any]
+
+_HEAD = """\
+# The zoo
+
+Every recognizer of mmaction2 1.2's `configs/recognition`, through the whole job: a checkpoint, the
+export, the proof, publishing. `scripts/zoo` wrote this page and `zoo.json`, which has more figures.
+
+{summary}
+
+- The weights are random, of a variance that deep layers keep, with BatchNorm statistics and the
+  scale of the classifier measured on real videos, because trained ones could not be downloaded.
+- *views*: clips and crops of the config's test pipeline; *proved*: views of the proof. A view is
+  independent of the others, so one or two stand for thirty; each distinct sampler, crop and layout
+  is proved with its own views in `tests/e2e/test_zoo.py`, through a live server.
+- *error*: the largest difference from mmaction2's scores in ONNX Runtime, as a share of their
+  spread over the classes, on batches of one, two and three rows of different videos; the bound is
+  1e-4. *top-1*, *top-5*: share of the best classes that are the same.
+- *time*: ONNX Runtime's time on the exported graph, from uint8 clips to averaged scores, over its
+  time on the plain graph of the same network, from normalised float32 to logits, which torch
+  exported for one fixed shape. Alternating runs on a CPU that other work shared: a few per cent are
+  noise.
+- *seconds*: the export, its proof included. *peak*: resident memory of the export above that of its
+  imports, of which *one forward* is what mmaction2 takes for one video. All sizes in MiB.
+"""
+
+_COLUMNS = (
+    "config", "layout", "views", "proved", "opset", "nodes", "checkpoint", "graph", "seconds",
+    "peak", "one forward", "error", "top-1", "top-5", "time", "verdict",
+)  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """The page. Rows must be sorted by family."""
+    proved = sum(row["verdict"] == "proved" for row in rows)
+    parts = [_HEAD.format(summary=f"**{proved} of {len(rows)} configs are proved.**")]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        parts.append(f"\n## {family}\n\n")
+        parts.append("| " + " | ".join(_COLUMNS) + " |\n")
+        parts.append("|---|---|---|" + "---:|" * (len(_COLUMNS) - 4) + "---|\n")
+        parts += [_line(row) for row in rows if row["family"] == family]
+    options = [
+        f"- `{row['config']}`: `--cfg-options {' '.join(row['cfg_options'])}`\n"
+        for row in rows
+        if row.get("cfg_options")
+    ]
+    if options:
+        parts += ["\n## Configs that need an option beside today's packages\n\n", *options]
+    return "".join(parts)
+
+
+def _line(row: Row) -> str:
+    if row["verdict"] != "proved":
+        cells = [f"`{row['config']}`", *[""] * (len(_COLUMNS) - 2), row["verdict"]]
+    else:
+        views = row["config_views"]
+        cells = [
+            f"`{row['config']}`",
+            row["layout"],
+            f"{views['num_clips']} x {views['crops']}",
+            str(row["proved_views"]),
+            str(row["opset"]),
+            str(row["nodes"]),
+            f"{row['checkpoint_mb']:.0f}",
+            f"{row['graph_mb']:.0f}",
+            f"{row['seconds']:.0f}",
+            str(max(row["peak_mb"].values())),
+            str(row["forward_mb"]),
+            f"{row['error']:.1e}",
+            f"{row['top1']:.0%}",
+            f"{row['top5']:.0%}",
+            f"{row['time_ratio']:.2f}",
+            "proved",
+        ]
+    return "| " + " | ".join(cells) + " |\n"
