@@ -89,11 +89,13 @@ def wanted(families: Iterable[str], rows: Rows, code: str, *, again: bool) -> li
     if unknown:
         known = ", ".join(sorted(set(folders.values())))
         sys.exit(f"zoo: no family {', '.join(sorted(unknown))}; there are {known}")
-    return sorted(
+    todo = [
         (family, name)
         for name, family in folders.items()
         if (not families or family in families) and (again or not rows.has(name, code))
-    )
+    ]
+    # the large ones last: a run that is stopped has then told of most
+    return sorted(todo, key=lambda entry: ("large" in entry[1], entry))
 
 
 def _recognition(path: Path) -> Path:

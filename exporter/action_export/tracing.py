@@ -28,7 +28,7 @@ OPSETS = tuple(_IR_VERSIONS)
 _EXAMPLE_BATCH = 2
 _BATCH = "batch"
 
-_HINT = "docs/architecture.md says how a family declares the patches it needs"
+_HINT = "docs/adding-a-family.md says how an architecture gets the patch that it needs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,15 +17,16 @@ _BACKBONES_3D = {
     "videomae": "VisionTransformer",
     "x3d": "X3D",
 }
-# VideoMAE V2 differs from VideoMAE in its training only.
-_SHARED_WITH = {"videomae": ("videomaev2",)}
+# Other folders of the zoo whose models are built alike: VideoMAE V2 differs in its training only,
+# and C2D without temporal pooling is a TSN.
+_ALSO = {"videomae": ("videomaev2",), "tsn": ("c2d",)}
 
 PYRAMID = Family(name="tpn", zoo=("tpn",), matches=has("neck", "TPN"), patches=(all_views_at_once,))
 
 PLAIN_3D = tuple(
     Family(
         name=name,
-        zoo=(name, *_SHARED_WITH.get(name, ())),
+        zoo=(name, *_ALSO.get(name, ())),
         matches=has("backbone", backbone),
         patches=(all_views_at_once,),
     )
@@ -33,7 +34,12 @@ PLAIN_3D = tuple(
 )
 
 PLAIN_2D = tuple(
-    Family(name=name, zoo=(name,), matches=has("cls_head", head), patches=(deploy_form,))
+    Family(
+        name=name,
+        zoo=(name, *_ALSO.get(name, ())),
+        matches=has("cls_head", head),
+        patches=(deploy_form,),
+    )
     for name, head in {"tsm": "TSMHead", "tsn": "TSNHead"}.items()
 )
 
