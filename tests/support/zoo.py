@@ -1,17 +1,19 @@
-"""One small config of each family that is exported, with views that a test can afford."""
+"""The smallest config of each family of the zoo, with views that a test can afford."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from action_export.types import ViewOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZooCase:
+    """family: the folder of the config in mmaction2's configs/recognition."""
+
     family: str
     config: str
-    views: ViewOptions = field(default_factory=ViewOptions)
+    views: ViewOptions = ViewOptions(num_clips=1, crops="center")
 
 
 CASES = (
@@ -23,6 +25,7 @@ CASES = (
     ZooCase(
         family="tsm",
         config="tsm_imagenet-pretrained-mobilenetv2_8xb16-1x1x8-100e_kinetics400-rgb",
+        views=ViewOptions(),  # eight segments, three crops
     ),
     ZooCase(
         family="slowonly",
@@ -37,17 +40,14 @@ CASES = (
     ZooCase(
         family="i3d",
         config="i3d_imagenet-pretrained-r50_8xb8-dense-32x2x1-100e_kinetics400-rgb",
-        views=ViewOptions(num_clips=1, crops="center"),
     ),
     ZooCase(
         family="c2d",
         config="c2d_r50-in1k-pre_8xb32-8x8x1-100e_kinetics400-rgb",
-        views=ViewOptions(num_clips=1, crops="center"),
     ),
     ZooCase(
         family="r2plus1d",
         config="r2plus1d_r34_8xb8-8x8x1-180e_kinetics400-rgb",
-        views=ViewOptions(num_clips=1, crops="center"),
     ),
     ZooCase(
         family="x3d",
@@ -58,5 +58,62 @@ CASES = (
         family="c3d",
         config="c3d_sports1m-pretrained_8xb30-16x1x1-45e_ucf101-rgb",
         views=ViewOptions(num_clips=2),
+    ),
+    ZooCase(
+        family="tanet",
+        config="tanet_imagenet-pretrained-r50_8xb8-dense-1x1x8-100e_kinetics400-rgb",
+        views=ViewOptions(num_clips=8),  # dense, three crops
+    ),
+    ZooCase(
+        family="tin",
+        config="tin_imagenet-pretrained-r50_8xb6-1x1x8-40e_sthv1-rgb",
+        views=ViewOptions(),  # eight segments, center crop
+    ),
+    ZooCase(
+        family="tpn",
+        config="tpn-tsm_imagenet-pretrained-r50_8xb8-1x1x8-150e_sthv1-rgb",
+        views=ViewOptions(crops="center"),  # eight segments, sampled twice
+    ),
+    ZooCase(
+        family="trn",
+        config="trn_imagenet-pretrained-r50_8xb16-1x1x8-50e_sthv1-rgb",
+        views=ViewOptions(crops="center"),  # eight segments, sampled twice
+    ),
+    ZooCase(
+        family="csn",
+        config="ircsn_ig65m-pretrained-r50-bnfrozen_8xb12-32x2x1-58e_kinetics400-rgb",
+    ),
+    ZooCase(
+        family="mvit",
+        config="mvit-small-p244_k400-pre_16xb16-u16-100e_sthv2-rgb",
+        views=ViewOptions(),  # sampled uniformly, three crops
+    ),
+    ZooCase(
+        family="omnisource",
+        config="slowonly_r50_8xb16-8x8x1-256e_imagenet-kinetics400-rgb",
+    ),
+    ZooCase(
+        family="swin",
+        config="swin-tiny-p244-w877_in1k-pre_8xb8-amp-32x2x1-30e_kinetics400-rgb",
+    ),
+    ZooCase(
+        family="timesformer",
+        config="timesformer_spaceOnly_8xb8-8x32x1-15e_kinetics400-rgb",
+    ),
+    ZooCase(
+        family="uniformer",
+        config="uniformer-small_imagenet1k-pre_16x4x1_kinetics400-rgb",
+    ),
+    ZooCase(
+        family="uniformerv2",
+        config="uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb",
+    ),
+    ZooCase(
+        family="videomae",
+        config="vit-base-p16_videomae-k400-pre_16x4x1_kinetics-400",
+    ),
+    ZooCase(
+        family="videomaev2",
+        config="vit-small-p16_videomaev2-vit-g-dist-k710-pre_16x4x1_kinetics-400",
     ),
 )

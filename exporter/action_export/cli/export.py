@@ -32,9 +32,12 @@ docs/errors.md lists the exit codes.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports; returns the exit code. A bug keeps its traceback."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.list and arguments.triton_repo is None:
+        parser.error("--triton-repo DIR is required")
     try:
-        return _run(arguments)
+        return _list(arguments) if arguments.list else _run(arguments)
     except ActionExportError as exc:
         return report("action-export", exc, as_json=arguments.json)
     except KeyboardInterrupt:
@@ -53,6 +56,19 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(as_json(result), indent=2, ensure_ascii=False))
     else:
         print_result(result, verbose=arguments.verbose)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    require(*EXPORT, extra="export")
+    from action_export.cli import zoo
+
+    families = zoo.listing()
+    if arguments.json:
+        text = {name: [asdict(listed) for listed in found] for name, found in families.items()}
+        print(json.dumps({"error": None, "families": text}, indent=2))
+    else:
+        print(zoo.as_text(families))
     return 0
 
 
@@ -108,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", nargs="?", help="a config file, or the name of one in mmaction2's zoo")
     add("checkpoint", nargs="?", type=Path, help="the .pth file that was trained with it")
-    add("--triton-repo", type=Path, required=True, metavar="DIR", help="the model repository")
+    add("--triton-repo", type=Path, metavar="DIR", help="the model repository; required")
+    add("--list", action="store_true", help="list mmaction2's zoo by family, and what each needs")
     add("--version", action="version", version=f"action-export {__version__}")
 
     model = parser.add_argument_group("the model")
