@@ -106,7 +106,11 @@ def run(family: str, config: str, code: str, threads: int) -> Row:
     """One config in a process of its own, so that its memory can be told and cannot pile up."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="action-export-zoo-") as folder:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))),
+        }
         command = [sys.executable, str(ROOT / "scripts" / "zoo_case.py"), config, folder]
         try:
             done = subprocess.run(

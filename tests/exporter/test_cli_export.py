@@ -470,6 +470,26 @@ def test_a_graph_that_differs_is_not_published(
     assert tree(attempt.folder) == before
 
 
+def test_the_list_is_the_zoo_by_family_with_what_each_needs(capfd: Capture) -> None:
+    assert main(["--list", "--json"]) == 0
+    families = json.loads(capfd.readouterr().out)["families"]
+    assert len(families) == 21  # of 22 folders; VideoMAE V2 is built like VideoMAE
+    needs = {c["config"]: c["needs"] for configs in families.values() for c in configs}
+    assert len(needs) == 125
+    assert needs["tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb"] == []
+    assert needs["slowonly_r50_8xb16-16x4x1-256e_kinetics400-flow"] == [
+        "frames of optical flow, 2 channels"
+    ]
+    swin = "tsn_imagenet-pretrained-swin-transformer_8xb32-1x1x3-100e_kinetics400-rgb"
+    assert needs[swin] == ["timm"]
+    assert "test_pipeline" in needs["uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb"][0]
+    assert main(["--list"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if line in families] == sorted(families)
+    assert f"  {swin}" in {line.partition("  needs")[0].rstrip() for line in lines}
+    assert "needs timm" in next(line for line in lines if swin in line)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -145,6 +145,28 @@ def test_an_opset_that_is_not_written_is_refused(tmp_path: Path, opset: int) -> 
     assert not list(tmp_path.iterdir())
 
 
+# --- Translations of our own --------------------------------------------------------------------
+
+
+class Rolling(Linear):
+    """Video Swin's cyclic shift: along several axes at once, by more than a whole turn, by none."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        rolled = torch.roll(clips.float(), shifts=(-3, 2, 11, 0), dims=(2, -3, 4, 1))
+        return super().forward(rolled[:, :, 1:, 2:, 3:])
+
+
+def test_a_cyclic_shift_is_slices_of_known_bounds(tmp_path: Path) -> None:
+    module = Rolling().eval()
+    graph = trace(module, tmp_path / "model.onnx")
+    kinds = {node.op_type for node in onnx.load(graph.path).graph.node}
+    assert not kinds & {"Size", "Shape"}
+    for batch in (1, 3):
+        with torch.no_grad():
+            expected = module(torch.from_numpy(pixels(batch))).numpy()
+        np.testing.assert_allclose(scores_of(graph.path, pixels(batch)), expected, atol=1e-5)
+
+
 # --- What torch cannot trace --------------------------------------------------------------------
 
 

@@ -1,0 +1,149 @@
+"""`scripts/zoo`: goes on where it stopped, redoes what other code made, and tells failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zoo_run
+from action_export.source import zoo_configs
+from zoo_table import table
+
+PROVED: dict[str, Any] = {
+    "verdict": "proved",
+    "cfg_options": [],
+    "layout": "NCHW",
+    "config_views": {"num_clips": 25, "crops": "ten"},
+    "proved_views": 2,
+    "opset": 18,
+    "nodes": 134,
+    "checkpoint_mb": 93.1,
+    "graph_mb": 92.8,
+    "seconds": 5.6,
+    "forward_mb": 63,
+    "peak_mb": {"trace graph": 666, "prove graph": 511},
+    "error": 3.04e-06,
+    "top1": 1.0,
+    "top5": 1.0,
+    "time_ratio": 1.004,
+}
+
+
+class Zoo:
+    """The driver with rows in a folder of its own, and jobs that only note their config."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows_file = folder / "zoo.json"
+        self.page = folder / "zoo.md"
+        self.ran: list[str] = []
+        self.verdicts: dict[str, str] = {}
+        self.code = "a"
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(zoo_run, "ROWS", self.rows_file)
+        monkeypatch.setattr(zoo_run, "TABLE", self.page)
+        monkeypatch.setattr(zoo_run, "run", self._run)
+        monkeypatch.setattr(zoo_run, "digest", lambda: self.code)
+
+    def __call__(self, *argv: str) -> int:
+        self._monkeypatch.setattr("sys.argv", ["scripts/zoo", *argv])
+        self.ran = []
+        return zoo_run.main()
+
+    def _run(self, family: str, config: str, code: str, threads: int) -> dict[str, Any]:
+        if self.verdicts.get(config) == "interrupt":
+            raise KeyboardInterrupt
+        self.ran.append(config)
+        row = {**PROVED, "verdict": self.verdicts.get(config, "proved")}
+        return {"family": family, "config": config, "code": code, "job_seconds": 1.0, **row}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.rows_file.read_text())
+        return rows
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+    return Zoo(tmp_path, monkeypatch)
+
+
+def test_every_config_of_the_families_asked_for_is_run_and_gets_a_row(zoo: Zoo) -> None:
+    assert zoo("trn", "x3d", "--jobs", "2") == 0
+    assert sorted(zoo.ran) == sorted(row["config"] for row in zoo.rows)
+    assert [row["family"] for row in zoo.rows] == ["trn", "trn", "x3d", "x3d"]
+    assert zoo.page.read_text() == table(zoo.rows)
+
+
+def test_without_a_family_it_is_the_whole_zoo(zoo: Zoo) -> None:
+    assert zoo() == 0
+    assert len(zoo.rows) == 125
+    assert len({row["family"] for row in zoo.rows}) == 22
+
+
+def test_a_run_goes_on_where_it_was_stopped(zoo: Zoo) -> None:
+    names = sorted(name for name in zoo_configs() if name.startswith(("ipcsn", "ircsn")))
+    zoo.verdicts[names[3]] = "interrupt"
+    assert zoo("csn") == 130
+    assert [row["config"] for row in zoo.rows] == names[:3]
+    zoo.verdicts.clear()
+    assert zoo("csn") == 0
+    assert zoo.ran == names[3:]
+    assert len(zoo.rows) == len(names)
+    assert zoo("csn") == 0
+    assert zoo.ran == []
+    assert zoo("csn", "--again") == 0
+    assert zoo.ran == names
+
+
+def test_rows_of_other_code_are_done_again(zoo: Zoo) -> None:
+    zoo("trn")
+    zoo.code = "b"
+    assert zoo("trn") == 0
+    assert len(zoo.ran) == 2
+    assert {row["code"] for row in zoo.rows} == {"b"}
+
+
+def test_a_failure_is_a_row_and_an_exit_code(zoo: Zoo) -> None:
+    failing = "x3d_m_16x5x1_facebook-kinetics400-rgb"
+    zoo.verdicts[failing] = "ParityError: off"
+    assert zoo("x3d") == 1
+    assert {row["config"]: row["verdict"] for row in zoo.rows}[failing] == "ParityError: off"
+    assert "**1 of 2 configs are proved.**" in zoo.page.read_text()
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
+    with pytest.raises(SystemExit) as caught:
+        zoo("x4d")
+    assert "no family x4d" in str(caught.value)
+    assert "x3d" in str(caught.value)
+    assert not zoo.rows_file.exists()
+
+
+def test_a_config_that_fails_in_its_process_tells_why() -> None:
+    row = zoo_run.run("none", "no_such_config", "a", threads=1)
+    assert row["verdict"].startswith("ConfigError: 'no_such_config' is neither a file nor a config")
+
+
+def test_the_digest_is_of_the_code_that_an_export_runs_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
+    files = {
+        "scripts/zoo_case.py": True,
+        "exporter/action_export/graph.py": True,
+        "exporter/action_export/families/tin.py": True,
+        "model_repository_templates/action_runtime/sampling.py": True,
+        "tests/support/weights.py": True,
+        "exporter/action_export/cli/export.py": False,
+        "exporter/action_export/serve/server.py": False,
+        "scripts/zoo_table.py": False,
+    }
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before\n")
+    for name, counts in files.items():
+        before = zoo_run.digest()
+        (tmp_path / name).write_text("after\n")
+        assert (zoo_run.digest() != before) == counts, name
