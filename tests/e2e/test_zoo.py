@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -47,41 +48,58 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-@pytest.fixture(scope="module")
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoints: Path
-) -> Iterator[Server]:
-    """A group in one repository. The live proof is left to the test, which is a harder one."""
-    repo = tmp_path_factory.mktemp("zoo") / "repo"
-    for case in request.param:
-        api.export(
-            ExportRequest(
-                triton_repo=repo,
-                config=case.config,
-                checkpoint=write_checkpoint(
-                    case.config, checkpoints / f"{case.family}.pth", VIDEOS[:3]
-                ),
-                name=case.family,
-                views=case.views,
-                max_batch_size=3,
-                videos=tuple(VIDEOS[:2]),
-                proof="graph",
+class Servers:
+    """One server at a time, which holds the group of the family that is asked for."""
+
+    def __init__(self, folder: Path, checkpoints: Path) -> None:
+        self._folder = folder
+        self._checkpoints = checkpoints
+        self._group: tuple[ZooCase, ...] = ()
+        self._server: Server | None = None
+        self._stack = ExitStack()
+
+    def of(self, case: ZooCase) -> Server:
+        if self._server is None or case not in self._group:
+            self.close()
+            self._group = next(group for group in GROUPS if case in group)
+            self._server = self._stack.enter_context(serve(self._publish(self._group)))
+        return self._server
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _publish(self, group: tuple[ZooCase, ...]) -> Path:
+        """All in one repository. The live proof is left to the test, which is a harder one."""
+        repo = self._folder / group[0].family
+        for case in group:
+            checkpoint = self._checkpoints / f"{case.family}.pth"
+            api.export(
+                ExportRequest(
+                    triton_repo=repo,
+                    config=case.config,
+                    checkpoint=write_checkpoint(case.config, checkpoint, VIDEOS[:3]),
+                    name=case.family,
+                    views=case.views,
+                    max_batch_size=3,
+                    videos=tuple(VIDEOS[:2]),
+                    proof="graph",
+                )
             )
-        )
-    with serve(repo) as running:
-        yield running
+        return repo
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Iterator[Servers]:
+    with closing(Servers(tmp_path_factory.mktemp("zoo"), checkpoints)) as servers:
+        yield servers
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(
-    ("server", "case"),
-    [(group, case) for group in GROUPS for case in group],
-    indirect=["server"],
-    ids=[case.family for case in CASES],
-)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.family)
 def test_concurrent_videos_score_as_in_mmaction(
-    server: Server, case: ZooCase, checkpoints: Path
+    servers: Servers, case: ZooCase, checkpoints: Path
 ) -> None:
+    server = servers.of(case)
     references = _references(case, checkpoints / f"{case.family}.pth")
     requests = VIDEOS * 2
     with (
