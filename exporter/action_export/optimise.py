@@ -21,7 +21,6 @@ def optimise(model: Any) -> None:
             case "Pad":
                 _skip_empty_pad(node)
     for tidy in (
-        common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     ):

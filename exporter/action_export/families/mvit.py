@@ -99,7 +99,10 @@ def _relative(table: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
         table = interpolate(table.T[None], size=distances, mode="linear")[0].T
     # computed by numpy, so the graph holds the result and not the arithmetic
     query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    apart = np.arange(queries)[:, None] * query_step - np.arange(keys)[None] * key_step
+    apart = (
+        np.arange(queries, dtype=np.float32)[:, None] * query_step
+        - np.arange(keys, dtype=np.float32)[None] * key_step
+    )
     return table[torch.from_numpy((apart + (keys - 1) * key_step).astype(np.int64))]
 
 
