@@ -1,178 +1,164 @@
-"""Backbones of other packages, and blocks that are fused: exported, and equal to mmaction2."""
+"""Which family a config belongs to, and the patches that several families share."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from copy import deepcopy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from action_export import api, source
-from action_export.families._patches import deploy_form
-from action_export.types import ExportRequest, ExportResult
-from support import zoo_packages
-from support.tiny import (
-    MODEL_2D,
-    PIPELINE_2D,
-    VIDEOS,
-    Tiny,
-    changed,
-    make,
-    references,
-    with_step,
-)
+from action_export import source
+from action_export.errors import ConfigError
+from action_export.families import FAMILIES, family_of, patch
+from action_export.source import RecognizerConfig
+from support.tiny import MODEL_3D, changed
 
-BOUND = 1e-4  # of the reference's spread over the classes
-BLOCKS = 1 + 2 * (1 + 2 + 1 + 1)  # the stem, then a depthwise and a pointwise one each
-MOBILEONE: dict[str, Any] = dict(
-    type="mmpretrain.MobileOne",
-    arch=dict(
-        num_blocks=[1, 2, 1, 1],
-        width_factor=[0.5, 0.25, 0.25, 0.125],
-        num_conv_branches=[2, 1, 2, 1],
-        num_se_blocks=[0, 0, 0, 0],
-    ),
-    out_indices=(3,),
-)
-MOBILEONE_2D = changed(MODEL_2D, backbone=MOBILEONE)
-MOBILEONE_TSM = changed(
-    MODEL_2D,
-    backbone={**MOBILEONE, "type": "MobileOneTSM", "num_segments": 3, "shift_div": 8},
-    cls_head__type="TSMHead",
-    cls_head__num_segments=3,
-)
-SWIN = changed(
-    MODEL_2D,
-    backbone=dict(
-        type="timm.swin_tiny_patch4_window7_224",
-        feature_shape="NHWC",
-        pretrained=True,
-        img_size=64,
-        window_size=4,
-        embed_dim=16,
-        depths=(1, 2),
-        num_heads=(1, 2),
-    ),
-    cls_head__in_channels=32,
-)
-DENSENET = changed(
-    MODEL_2D,
-    backbone=dict(type="torchvision.densenet121", pretrained=True),
-    cls_head__in_channels=1024,
-)
-PIPELINE = with_step(with_step(PIPELINE_2D, 3, scale=(-1, 72)), 4, crop_size=64)
+ZOO = source.zoo_configs()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _packages() -> None:
-    zoo_packages.enable()
+def zoo_folder(path: Path) -> str:
+    """The folder right under configs/recognition."""
+    return path.parts[path.parts.index("recognition") + 1]
 
 
-def recognizer(folder: Path, model: Mapping[str, Any]) -> Tiny:
-    return make(folder, model, PIPELINE)
-
-
-def export(folder: Path, tiny: Tiny) -> ExportResult:
-    return api.export(
-        ExportRequest(
-            triton_repo=folder / "repo",
-            config=str(tiny.config_file),
-            checkpoint=tiny.checkpoint,
-            max_batch_size=3,
-            videos=tuple(VIDEOS),
-            proof="graph",
-        )
+def build(model: Mapping[str, Any]) -> Any:
+    config = RecognizerConfig(
+        name="tiny", path=Path("tiny.py"), sha256="", model=model, pipeline=()
     )
+    torch.manual_seed(0)
+    return source.build_untrained(config)
 
 
-def operators(result: ExportResult) -> Counter[str]:
-    (path,) = (result.repo / file for file in result.files if file.endswith(".onnx"))
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+# --- The registry -------------------------------------------------------------------------------
 
 
-def scores(tiny: Tiny) -> np.ndarray[Any, Any]:
-    return np.stack([reference.scores for reference in references(tiny)])
+@pytest.fixture(scope="module")
+def zoo() -> dict[str, RecognizerConfig]:
+    """The zoo's configs that load: three of UniFormerV2 have no pipeline to test with."""
+    loaded = {}
+    for name in ZOO:
+        with suppress(ConfigError):
+            loaded[name] = source.load_config(name)
+    assert sum("clip-pre_u8" in name for name in ZOO.keys() - loaded.keys()) == 3
+    assert len(ZOO) - len(loaded) == 3
+    return loaded
 
 
-def convolutions(model: torch.nn.Module) -> int:
-    return sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+def test_the_folders_of_the_zoo_are_those_that_the_families_name() -> None:
+    named = [folder for family in FAMILIES for folder in family.zoo]
+    assert set(named) == set(map(zoo_folder, ZOO.values()))
 
 
-def parts(model: torch.nn.Module) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
-    modules = {name: id(module) for name, module in model.named_modules()}
-    return modules, deepcopy(model.state_dict())
+def test_every_zoo_config_belongs_to_a_family_that_names_its_folder(
+    zoo: dict[str, RecognizerConfig],
+) -> None:
+    strays = {
+        name: family.name
+        for name, config in zoo.items()
+        if zoo_folder(config.path) not in (family := family_of(config.model, FAMILIES)).zoo
+    }
+    assert not strays
 
 
-# --- Fusing -------------------------------------------------------------------------------------
+def test_every_family_with_a_folder_has_a_config_of_the_zoo(
+    zoo: dict[str, RecognizerConfig],
+) -> None:
+    reached = {family_of(config.model, FAMILIES).name for config in zoo.values()}
+    assert reached == {family.name for family in FAMILIES if family.zoo}
 
 
-@pytest.mark.parametrize("model", [MOBILEONE_2D, MOBILEONE_TSM], ids=["tsn", "tsm"])
-def test_fused_blocks_score_as_their_branches_did(tmp_path: Path, model: dict[str, Any]) -> None:
-    tiny = recognizer(tmp_path, model)
-    before = scores(tiny)
-    deploy_form(tiny.model)
-    assert convolutions(tiny.model) == BLOCKS
-    after = scores(tiny)
-    spread = before.max(axis=1) - before.min(axis=1)
-    assert np.abs(before[0] - before[1]).max() > 100 * BOUND * spread.max()
-    assert (np.abs(after - before).max(axis=1) <= BOUND / 10 * spread).all()
-
-
-@pytest.mark.parametrize("model", [MOBILEONE_2D, MOBILEONE_TSM], ids=["tsn", "tsm"])
-def test_the_graph_has_one_convolution_a_block(tmp_path: Path, model: dict[str, Any]) -> None:
-    tiny = recognizer(tmp_path, model)
-    found = operators(export(tmp_path, tiny))
-    assert found["Conv"] == BLOCKS < convolutions(tiny.model)
-    assert found["BatchNormalization"] == 0
-
-
-def test_a_model_that_was_trained_fused_stays_as_it_is(tmp_path: Path) -> None:
-    tiny = recognizer(tmp_path, changed(MOBILEONE_TSM, backbone__deploy=True))
-    before, weights = parts(tiny.model)
-    deploy_form(tiny.model)
-    after, weights_after = parts(tiny.model)
-    assert after == before
-    torch.testing.assert_close(weights_after, weights, rtol=0, atol=0)
-    assert operators(export(tmp_path, tiny))["Conv"] == BLOCKS
+def test_a_name_belongs_to_one_family() -> None:
+    names = [family.name for family in FAMILIES]
+    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize(
-    "model",
-    [MODEL_2D, changed(MOBILEONE_2D, backbone__norm_cfg=dict(type="SyncBN"))],
-    ids=["no such blocks", "norms that are not fused"],
+    ("kind", "family"), [("Recognizer2D", "recognizer2d"), ("Recognizer3D", "recognizer3d")]
 )
-def test_a_model_that_cannot_be_fused_stays_as_it_is(tmp_path: Path, model: dict[str, Any]) -> None:
-    tiny = recognizer(tmp_path, model)
-    before, weights = parts(tiny.model)
-    deploy_form(tiny.model)
-    after, weights_after = parts(tiny.model)
-    assert after == before
-    torch.testing.assert_close(weights_after, weights, rtol=0, atol=0)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        dict(backbone=dict(type="MyNet"), cls_head=dict(type="MyHead")),
+        # names are compared whole
+        dict(backbone=dict(type="MViTish"), cls_head=dict(type="MyTSNHead")),
+        dict(backbone=dict(type="MyNet"), neck=None),
+        {},
+    ],
+    ids=["unknown", "alike by name", "no neck", "nothing"],
+)
+def test_an_architecture_of_nobody_else_falls_to_its_recognizer(
+    kind: str, family: str, parts: dict[str, Any]
+) -> None:
+    assert family_of({"type": kind, **parts}, FAMILIES).name == family
 
 
-# --- Backbones of other packages ----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("part", "kind", "family"),
+    [
+        ("backbone", "TANet", "tanet"),
+        ("backbone", "mmaction.TANet", "tanet"),
+        ("backbone", "mmaction.models.ResNetTIN", "tin"),
+        ("neck", "mmaction.TPN", "tpn"),
+        ("cls_head", "mmaction.TRNHead", "trn"),
+    ],
+)
+def test_a_type_matches_in_any_scope(part: str, kind: str, family: str) -> None:
+    model = {"type": "Recognizer2D", "cls_head": {"type": "TSNHead"}, part: {"type": kind}}
+    assert family_of(model, FAMILIES).name == family
 
 
-@pytest.mark.parametrize("model", [SWIN, DENSENET], ids=["timm", "torchvision"])
-def test_a_backbone_of_another_package_is_exported(tmp_path: Path, model: dict[str, Any]) -> None:
-    result = export(tmp_path, recognizer(tmp_path, model))
-    graph_checks = [check for check in result.checks if check.name.startswith("graph")]
-    assert len(graph_checks) == 3
-    assert all(check.error <= BOUND for check in graph_checks)
+# --- Views --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", zoo_packages.CONFIGS)
-def test_every_zoo_config_of_another_package_runs(name: str) -> None:
-    config = source.load_config(name, zoo_packages.CONFIGS[name])
-    model: Any = source.build_untrained(config)
-    segments = model.cls_head.num_segments if "tsm" in name else 1
+def features(model: Any, clips: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        features, options = model.extract_feat(
-            torch.zeros(1, segments, 3, 224, 224), test_mode=True
-        )
-        assert model.cls_head(features, **options).shape == (1, 400)
+        found: torch.Tensor = model.extract_feat(clips, test_mode=True)[0]
+    return found
+
+
+def views(batch: int) -> torch.Tensor:
+    """Three views of each video."""
+    return torch.randn(batch, 3, 3, 4, 16, 16, generator=torch.Generator().manual_seed(batch))
+
+
+def test_views_that_were_looped_over_have_the_same_features_at_once() -> None:
+    model = build({**MODEL_3D, "test_cfg": dict(max_testing_views=2, fcn_test=True)})
+    looped = features(model, views(1))
+    patch(model, family_of(MODEL_3D, FAMILIES))
+    torch.testing.assert_close(features(model, views(1)), looped)
+    assert not torch.allclose(looped[0], looped[2])
+
+
+def test_a_batch_works_once_the_loop_over_views_is_gone() -> None:
+    model = build({**MODEL_3D, "test_cfg": dict(max_testing_views=2)})
+    with pytest.raises(AssertionError, match="max_testing_views"):
+        features(model, views(2))
+    patch(model, family_of(MODEL_3D, FAMILIES))
+    torch.testing.assert_close(
+        features(model, views(2)),
+        torch.cat([features(model, video[None]) for video in views(2)]),
+    )
+
+
+@pytest.mark.parametrize("test_cfg", [None, dict(fcn_test=True)])
+def test_settings_of_the_test_other_than_the_loop_stay(test_cfg: dict[str, Any] | None) -> None:
+    model = build({**MODEL_3D, "test_cfg": test_cfg and {**test_cfg, "max_testing_views": 2}})
+    patch(model, family_of(MODEL_3D, FAMILIES))
+    assert model.test_cfg == test_cfg
+
+
+# --- OmniSource ---------------------------------------------------------------------------------
+
+
+def test_features_of_an_omnisource_model_come_with_options_for_its_head() -> None:
+    settings = changed(MODEL_3D, type="RecognizerOmni", data_preprocessor=None)
+    model = build(settings)
+    with torch.no_grad():
+        alone = model.extract_feat(views(2), test_mode=True)
+        patch(model, family_of(settings, FAMILIES))
+        found, options = model.extract_feat(views(2), test_mode=True)
+    assert options == {}
+    torch.testing.assert_close(found, alone, rtol=0, atol=0)
+    assert model.cls_head(found, **options).shape == (6, 10)
