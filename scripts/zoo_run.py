@@ -5,22 +5,26 @@
     scripts/zoo --again            # also what has a row
 
 A row is written as soon as its config is done, so a run that is stopped goes on where it was. It
-carries a digest of the code that an export runs through; rows of other code are done again.
+carries a digest of the code that an export runs through: rows of other code are done again, and so
+are those of what failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +41,25 @@ ROWS = ROOT / "docs" / "zoo.json"
 TABLE = ROOT / "docs" / "zoo.md"
 LIMIT_S = 3600
 # What a row depends on, and what of that it does not.
-CODE = ("exporter/action_export", "model_repository_templates/action_runtime", "tests/support")
-ASIDE = ("cli", "serve", "example", "live.py", "errors.py", "zoo.py", "encode.py", "disk.py")
+CODE = (
+    "scripts/zoo_case.py",
+    "tests/support/weights.py",
+    "tests/support/zoo_packages.py",
+    "tests/support/videos.py",
+    "exporter/action_export",
+    "model_repository_templates",
+    "constraints.txt",
+)
+ASIDE = ("cli", "serve", "example", "live.py", "errors.py", "__pycache__")
 
 Row = dict[str, Any]
 
 
 class Rows:
-    """The rows of docs/zoo.json by config, written again after each that is added."""
+    """The rows of docs/zoo.json by config, written again after each that is added.
+
+    There is one writer, see alone().
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,8 +67,9 @@ class Rows:
         known = json.loads(path.read_text("utf-8")) if path.exists() else []
         self._rows: dict[str, Row] = {row["config"]: row for row in known}
 
-    def has(self, config: str, code: str) -> bool:
-        return config in self._rows and self._rows[config]["code"] == code
+    def proved(self, config: str, code: str) -> bool:
+        row = self._rows.get(config, {})
+        return row.get("code") == code and row["verdict"] == "proved"
 
     def add(self, row: Row) -> None:
         with self._lock:
@@ -65,12 +81,27 @@ class Rows:
 
 def digest() -> str:
     """Of the code that a row depends on."""
-    content = hashlib.sha256((ROOT / "scripts" / "zoo_case.py").read_bytes())
-    for folder in CODE:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if not set(path.relative_to(ROOT / folder).parts) & set(ASIDE):
+    content = hashlib.sha256()
+    for name in CODE:
+        top = ROOT / name
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.is_file() and not set(path.relative_to(ROOT).parts) & set(ASIDE):
                 content.update(path.read_bytes())
     return content.hexdigest()[:12]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Ends this run where another one writes the rows in this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"zoo: another run writes to {folder}; wait for it, or stop it")
+    else:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -92,7 +123,7 @@ def wanted(families: Iterable[str], rows: Rows, code: str, *, again: bool) -> li
     todo = [
         (family, name)
         for name, family in folders.items()
-        if (not families or family in families) and (again or not rows.has(name, code))
+        if (not families or family in families) and (again or not rows.proved(name, code))
     ]
     # the large ones last: a run that is stopped has then told of most
     return sorted(todo, key=lambda entry: ("large" in entry[1], entry))
@@ -102,48 +133,87 @@ def _recognition(path: Path) -> Path:
     return next(parent for parent in path.parents if parent.name == "recognition")
 
 
-def run(family: str, config: str, code: str, threads: int) -> Row:
-    """One config in a process of its own, so that its memory can be told and cannot pile up."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="action-export-zoo-") as folder:
-        environment = {
+class Jobs:
+    """Runs each config in a process of its own: its memory can be told and cannot pile up."""
+
+    def __init__(self, code: str, threads: int) -> None:
+        self._code = code
+        self._environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))),
         }
-        command = [sys.executable, str(ROOT / "scripts" / "zoo_case.py"), config, folder]
+        self._processes: set[subprocess.Popen[str]] = set()
+
+    def run(self, family: str, config: str) -> Row:
+        started = time.monotonic()
         try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=LIMIT_S
-            )
+            with tempfile.TemporaryDirectory(prefix="action-export-zoo-") as folder:
+                verdict = self._verdict(
+                    [sys.executable, str(ROOT / "scripts" / "zoo_case.py"), config, folder]
+                )
+        # one config without room or memory must not cost the others their rows
+        except OSError as exc:
+            verdict = {"verdict": f"not run: {exc}"}
+        return {
+            "family": family,
+            "config": config,
+            **verdict,
+            "code": self._code,
+            "job_seconds": round(time.monotonic() - started, 1),
+        }
+
+    def stop(self) -> None:
+        """Ends what is running, whose rows are then lost."""
+        for process in list(self._processes):
+            process.kill()
+
+    def _verdict(self, command: list[str]) -> Row:
+        """The row that the process printed last, or why there is none."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            command, env=self._environment, stdout=pipe, stderr=pipe, text=True
+        )
+        self._processes.add(process)
+        try:
+            printed, log = process.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
-            verdict = {"verdict": f"not finished after {LIMIT_S} s"}
-        else:
-            lines = done.stdout.splitlines()
-            if done.returncode == 0 and lines:
-                verdict = json.loads(lines[-1])
-            else:
-                reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-                verdict = {"verdict": f"failed with exit code {done.returncode}: {reason}"}
-    return {
-        "family": family,
-        "config": config,
-        **verdict,
-        "code": code,
-        "job_seconds": round(time.monotonic() - started, 1),
-    }
+            process.kill()
+            process.communicate()
+            return {"verdict": f"not finished after {LIMIT_S} s"}
+        finally:
+            self._processes.discard(process)
+        try:
+            row: Row = json.loads(printed.splitlines()[-1])
+        except (IndexError, ValueError):
+            reason = (log.strip().splitlines() or ["no word"])[-1]
+            return {"verdict": f"failed with exit code {process.returncode}: {reason}"}
+        return row
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/zoo", description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="folders of the zoo")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="configs at once")
+    parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="configs at once")
     parser.add_argument("--again", action="store_true", help="also those that have a row")
     arguments = parser.parse_args()
-    rows = Rows(ROWS)
-    code = digest()
-    todo = wanted(arguments.families, rows, code, again=arguments.again)
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    with alone(ROWS.parent):
+        rows = Rows(ROWS)
+        code = digest()
+        todo = wanted(arguments.families, rows, code, again=arguments.again)
+        jobs = Jobs(code, threads=max(1, (os.cpu_count() or 1) // arguments.jobs))
+        return run_all(todo, rows, jobs, arguments.jobs)
+
+
+def run_all(todo: list[tuple[str, str]], rows: Rows, jobs: Jobs, at_once: int) -> int:
+    """The exit code, once every config has its row or the run is stopped."""
     console = Console(stderr=True)
     failed = 0
     columns = (
@@ -152,11 +222,12 @@ def main() -> int:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    pool = ThreadPoolExecutor(arguments.jobs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    pool = ThreadPoolExecutor(at_once)
     with Progress(*columns, console=console) as progress, pool:
         task = progress.add_task("zoo", total=len(todo))
-        futures = [pool.submit(run, family, config, code, threads) for family, config in todo]
         try:
+            futures = [pool.submit(jobs.run, family, config) for family, config in todo]
             for future in as_completed(futures):
                 row = future.result()
                 rows.add(row)
@@ -166,9 +237,11 @@ def main() -> int:
                     f"{row['config']}: {row['verdict']} ({row['job_seconds']:.0f} s)", markup=False
                 )
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
             console.print("zoo: stopped; run it again to go on", markup=False)
             return 130
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            jobs.stop()
     console.print(f"{len(todo) - failed} proved, {failed} not; {TABLE}", markup=False)
     return 1 if failed else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,8 +62,10 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
         repository.write(job.plan, stage)
         references = _references(job, model, steps)
         graph = _trace(job, model, stage, steps)
-        # a large model's weights would stand beside those that the proof loads
+        # A large model's weights would stand beside those that the proof loads. Patches and the
+        # module that was traced refer to each other in cycles, which only the collector frees.
         del model
+        gc.collect()
         checks = _prove(job, stage, graph, references, steps)
         with steps("publish") as step:
             record = manifest.build(

@@ -15,7 +15,8 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 def save(model: Any, path: Path) -> tuple[str, ...]:
     """Writes an onnx_ir.Model, its weights included or, beyond 2 GiB, in a second file beside it.
 
-    Returns the names of the files, the graph first. The model is left without weights.
+    Returns the names of the files, the graph first. The model must not be used afterwards: the
+    initializers of one that fits a single file are taken out.
     """
     import onnx_ir as ir
 

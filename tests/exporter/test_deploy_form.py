@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from action_export import api, source
+from action_export import api
 from action_export.families._patches import deploy_form
 from action_export.types import ExportRequest, ExportResult
 from support import zoo_packages
@@ -170,15 +170,5 @@ def test_a_backbone_of_another_package_is_exported(tmp_path: Path, model: dict[s
     graph_checks = [check for check in result.checks if check.name.startswith("graph")]
     assert len(graph_checks) == 3
     assert all(check.error <= BOUND for check in graph_checks)
-
-
-@pytest.mark.parametrize("name", zoo_packages.CONFIGS)
-def test_every_zoo_config_of_another_package_runs(name: str) -> None:
-    config = source.load_config(name, zoo_packages.CONFIGS[name])
-    model: Any = source.build_untrained(config)
-    segments = model.cls_head.num_segments if "tsm" in name else 1
-    with torch.no_grad():
-        features, options = model.extract_feat(
-            torch.zeros(1, segments, 3, 224, 224), test_mode=True
-        )
-        assert model.cls_head(features, **options).shape == (1, 400)
+    # features with their channels last would be pooled in a loop over strides
+    assert not operators(result).keys() & {"Loop", "SequenceEmpty"}

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from support.tiny import (
     MODEL_2D,
     MODEL_3D,
+    MODEL_TRN,
     PIPELINE_2D,
     PIPELINE_3D,
+    PIPELINE_TRN,
     changed,
     make,
     references,
@@ -75,25 +77,24 @@ TIN = changed(
     cls_head__type="TSMHead",
     cls_head__num_segments=3,
 )
-TRN = changed(
-    MODEL_2D,
-    cls_head=dict(
-        type="TRNHead",
-        in_channels=64,
-        num_classes=10,
-        num_segments=6,
-        hidden_dim=8,
-        average_clips="prob",
-    ),
-)
 CASES = {
     "mvit": (MVIT, CLIP),
     "swin": (SWIN, CLIP),
     "tanet": (TANET, PIPELINE_2D),
     "tin": (TIN, PIPELINE_2D),
-    # mmaction2 draws all relations of three frames
-    "trn": (TRN, with_step(PIPELINE_2D, 1, num_clips=6)),
+    "trn": (MODEL_TRN, PIPELINE_TRN),
 }
+
+
+def test_every_family_with_a_change_of_its_own_has_a_case() -> None:
+    own = {
+        family.name
+        for family in FAMILIES
+        for change in (*family.decisions, *family.patches)
+        if not change.__module__.endswith("._patches")
+    }
+    # OmniSource's extractor is put around a whole recognizer; tests/e2e/test_zoo.py holds it
+    assert own - {"omnisource"} == set(CASES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from action_export.families.mvit import Size, attention_without_assignment
+from action_export.families.mvit import Size, _relative, attention_without_assignment
 from action_export.mmaction_compat import import_mmaction
 
 TRAINED: Size = (2, 4, 4)
@@ -75,3 +75,14 @@ def test_the_attention_equals_that_of_mmaction2(
 def test_tables_for_clips_of_another_size_are_interpolated_alike(size: Size, stride: Size) -> None:
     check(attention(stride_q=(1, 1, 1), stride_kv=stride), size)
     check(attention(stride_q=stride, stride_kv=(1, 1, 1)), size)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(78, 10), (39, 10), (8, 6), (8, 7), (10, 78)])
+def test_a_distance_is_rounded_as_mmaction2_rounds_it(queries: int, keys: int) -> None:
+    """In float32: in float64 the same product can lie on the other side of a whole number."""
+    import_mmaction()
+    from mmaction.models.backbones.mvit import resize_decomposed_rel_pos
+
+    table = torch.arange(2.0 * max(queries, keys) - 1)[:, None]
+    expected = resize_decomposed_rel_pos(table, queries, keys)
+    assert torch.equal(_relative(table, queries, keys), expected)

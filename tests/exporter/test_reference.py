@@ -189,11 +189,14 @@ def tiny_flow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def flow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The flow of VIDEO as a flow dataset keeps it, but lossless: x_00001.png, y_00001.png, ..."""
+    """The flow of VIDEO as a flow dataset keeps it, but lossless: x_00001.bmp, y_00001.bmp, ...
+
+    No PNG, whose reader in cv2 fails once decord has brought its old zlib into the process.
+    """
     folder = tmp_path_factory.mktemp("flow_images")
     for number, image in flow_images(VIDEO, range(frame_count(VIDEO))).items():
         for axis, name in enumerate("xy"):
-            path = folder / f"{name}_{number + 1:05d}.png"
+            path = folder / f"{name}_{number + 1:05d}.bmp"
             assert cv2.imwrite(str(path), image[..., axis])
     return folder
 
@@ -209,8 +212,8 @@ def from_flow_files(tiny: Tiny, folder: Path) -> tuple[list[Any], Any]:
 
     results: dict[str, Any] = {
         "frame_dir": str(folder),
-        "filename_tmpl": "{}_{:05d}.png",
-        "total_frames": len(list(folder.glob("x_*.png"))),
+        "filename_tmpl": "{}_{:05d}.bmp",
+        "total_frames": len(list(folder.glob("x_*.bmp"))),
         "start_index": 1,
         "label": -1,
         "modality": "Flow",

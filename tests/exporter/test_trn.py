@@ -10,6 +10,7 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from action_export.families import Decision
 from action_export.families.trn import fixed_relations
 from action_export.mmaction_compat import import_mmaction
 
@@ -46,9 +47,15 @@ def predict(model: Recognizer, batch: int = 2) -> torch.Tensor:
     return scores
 
 
+def fix(model: Recognizer) -> Decision:
+    decision = fixed_relations(model)
+    assert decision is not None
+    return decision
+
+
 def relations(segments: int) -> dict[int, list[tuple[int, ...]]]:
     """By scale, what is recorded for a head of so many segments."""
-    recorded = fixed_relations(Recognizer(segments)).record["trn_relations"]
+    recorded = fix(Recognizer(segments)).record["trn_relations"]
     return {int(scale): chosen for scale, chosen in recorded.items()}
 
 
@@ -60,7 +67,7 @@ def test_mmaction2_scores_one_video_anew_for_every_prediction() -> None:
 def test_two_predictions_are_equal_once_the_relations_are_fixed() -> None:
     model, other = Recognizer(8), Recognizer(8)
     for each in (model, other):
-        fixed_relations(each)
+        fix(each)
     scores = predict(model)
     assert torch.equal(predict(model), scores)
     assert torch.equal(predict(other), scores)
@@ -92,7 +99,7 @@ def test_the_scores_are_those_of_mmaction2_when_it_draws_the_same_relations(
 ) -> None:
     model = Recognizer(segments)
     theirs = deepcopy(model)
-    fixed = fixed_relations(model).record["trn_relations"]
+    fixed = fix(model).record["trn_relations"]
     drawn = iter(range(segments - 1, 1, -1))
 
     def choice(count: int, size: int, replace: bool) -> list[int]:
@@ -109,7 +116,7 @@ def test_the_scores_are_those_of_mmaction2_when_it_draws_the_same_relations(
 
 
 def test_the_relations_are_recorded_as_the_manifest_holds_them() -> None:
-    decision = fixed_relations(Recognizer(3))
+    decision = fix(Recognizer(3))
     assert json.loads(json.dumps(decision.record)) == {
         "trn_relations": {"3": [[0, 1, 2]], "2": [[0, 1], [0, 2], [1, 2]]}
     }
@@ -119,5 +126,5 @@ def test_the_relations_are_recorded_as_the_manifest_holds_them() -> None:
 def test_a_head_of_one_relation_stays_as_it_is() -> None:
     model = Recognizer(4, relation_type="TRN")
     before = predict(model)
-    assert not fixed_relations(model).record
+    assert fixed_relations(model) is None
     assert torch.equal(predict(model), before)

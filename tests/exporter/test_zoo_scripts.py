@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ PROVED: dict[str, Any] = {
     "graph_mb": 92.8,
     "seconds": 5.6,
     "forward_mb": 63,
+    "limit_mb": 468,
     "peak_mb": {"trace graph": 666, "prove graph": 511},
     "error": 3.04e-06,
     "top1": 1.0,
-    "top5": 1.0,
+    "top5": 0.9,
     "time_ratio": 1.004,
+    "plain_patched": False,
 }
 
 
@@ -43,7 +47,7 @@ class Zoo:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(zoo_run, "ROWS", self.rows_file)
         monkeypatch.setattr(zoo_run, "TABLE", self.page)
-        monkeypatch.setattr(zoo_run, "run", self._run)
+        monkeypatch.setattr(zoo_run.Jobs, "run", self._run)
         monkeypatch.setattr(zoo_run, "digest", lambda: self.code)
 
     def __call__(self, *argv: str) -> int:
@@ -51,12 +55,14 @@ class Zoo:
         self.ran = []
         return zoo_run.main()
 
-    def _run(self, family: str, config: str, code: str, threads: int) -> dict[str, Any]:
+    def _run(self, family: str, config: str) -> dict[str, Any]:
         if self.verdicts.get(config) == "interrupt":
             raise KeyboardInterrupt
         self.ran.append(config)
+        if self.verdicts.get(config) == "break":
+            raise RuntimeError("broken")
         row = {**PROVED, "verdict": self.verdicts.get(config, "proved")}
-        return {"family": family, "config": config, "code": code, "job_seconds": 1.0, **row}
+        return {"family": family, "config": config, "code": self.code, "job_seconds": 1.0, **row}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -105,12 +111,65 @@ def test_rows_of_other_code_are_done_again(zoo: Zoo) -> None:
     assert {row["code"] for row in zoo.rows} == {"b"}
 
 
-def test_a_failure_is_a_row_and_an_exit_code(zoo: Zoo) -> None:
+def test_a_failure_is_a_row_and_an_exit_code_and_is_tried_again(zoo: Zoo) -> None:
     failing = "x3d_m_16x5x1_facebook-kinetics400-rgb"
     zoo.verdicts[failing] = "ParityError: off"
     assert zoo("x3d") == 1
     assert {row["config"]: row["verdict"] for row in zoo.rows}[failing] == "ParityError: off"
     assert "**1 of 2 configs are proved.**" in zoo.page.read_text()
+    zoo.verdicts.clear()
+    assert zoo("x3d") == 0
+    assert zoo.ran == [failing]
+
+
+def test_what_breaks_the_driver_starts_no_further_config(zoo: Zoo) -> None:
+    zoo.verdicts = {name: "break" for name in zoo_configs() if name.startswith("tsn")}
+    with pytest.raises(RuntimeError, match="broken"):
+        zoo("tsn")
+    assert len(zoo.ran) < len(zoo.verdicts)
+
+
+def test_a_second_run_is_refused_while_the_first_writes(zoo: Zoo) -> None:
+    with (
+        zoo_run.alone(zoo.rows_file.parent),
+        pytest.raises(SystemExit, match="another run writes to"),
+    ):
+        zoo("x3d")
+    assert zoo("x3d") == 0
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_number_of_jobs_below_one_is_refused(
+    zoo: Zoo, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        zoo("x3d", "--jobs", number)
+    assert caught.value.code == 2
+    assert "--jobs" in capsys.readouterr().err
+
+
+def test_the_table_has_each_figure_in_its_column() -> None:
+    lines = table([{"family": "tsn", "config": "tsn_r50", **PROVED, "plain_patched": True}])
+    names, _, row = (line.split(" | ") for line in lines.splitlines()[-3:])
+    cells = dict(zip([name.strip("| ") for name in names], row, strict=True))
+    assert {name: cell.strip("| ") for name, cell in cells.items()} == {
+        "config": "`tsn_r50`",
+        "layout": "NCHW",
+        "views": "25 x ten",
+        "proved": "2",
+        "opset": "18",
+        "nodes": "134",
+        "checkpoint": "93",
+        "graph": "93",
+        "seconds": "6",
+        "peak": "666",
+        "limit": "468",
+        "error": "3.0e-06",
+        "top-1": "100%",
+        "top-5": "90%",
+        "time": "1.00*",
+        "verdict": "proved",
+    }
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
@@ -122,8 +181,47 @@ def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
 
 
 def test_a_config_that_fails_in_its_process_tells_why() -> None:
-    row = zoo_run.run("none", "no_such_config", "a", threads=1)
+    row = zoo_run.Jobs("a", threads=1).run("none", "no_such_config")
     assert row["verdict"].startswith("ConfigError: 'no_such_config' is neither a file nor a config")
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "failed with exit code -9: no word"),
+        ("print('no row')", "failed with exit code 0: no word"),
+        ("raise ValueError('too odd')", "failed with exit code 1: ValueError: too odd"),
+        ("import time; time.sleep(60)", "not finished after 1 s"),
+        ("print('noise'); print('{\"verdict\": \"proved\"}')", "proved"),
+    ],
+    ids=["killed", "no JSON", "exception", "too long", "proved"],
+)
+def test_a_process_that_ends_in_any_way_gives_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, verdict: str
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "zoo_case.py").write_text(script)
+    monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
+    monkeypatch.setattr(zoo_run, "LIMIT_S", 1)
+    row = zoo_run.Jobs("a", threads=1).run("tsn", "tsn_r50")
+    assert row["verdict"] == verdict
+    assert row["config"] == "tsn_r50"
+
+
+def test_stopping_ends_what_is_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scripts").mkdir()
+    started = tmp_path / "started"
+    (tmp_path / "scripts" / "zoo_case.py").write_text(
+        f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    )
+    monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
+    jobs = zoo_run.Jobs("a", threads=1)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(jobs.run, "tsn", "tsn_r50")
+        while not started.exists():
+            time.sleep(0.01)
+        jobs.stop()
+        assert running.result(timeout=20)["verdict"] == "failed with exit code -9: no word"
 
 
 def test_the_digest_is_of_the_code_that_an_export_runs_through(
@@ -135,7 +233,10 @@ def test_the_digest_is_of_the_code_that_an_export_runs_through(
         "exporter/action_export/graph.py": True,
         "exporter/action_export/families/tin.py": True,
         "model_repository_templates/action_runtime/sampling.py": True,
+        "model_repository_templates/action_templates/config.pbtxt.j2": True,
         "tests/support/weights.py": True,
+        "tests/support/tiny.py": False,
+        "constraints.txt": True,
         "exporter/action_export/cli/export.py": False,
         "exporter/action_export/serve/server.py": False,
         "scripts/zoo_table.py": False,

@@ -128,6 +128,20 @@ def with_step(
     return copy
 
 
+MODEL_TRN: dict[str, Any] = changed(
+    MODEL_2D,
+    cls_head=dict(
+        type="TRNHead",
+        in_channels=64,
+        num_classes=CLASSES,
+        num_segments=6,
+        hidden_dim=8,
+        average_clips="prob",
+    ),
+)
+PIPELINE_TRN = with_step(PIPELINE_2D, 1, num_clips=6)
+
+
 # Means and deviations that differ, so that no two channels can change places unnoticed.
 MODEL_FLOW_3D = changed(
     MODEL_3D,

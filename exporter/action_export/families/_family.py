@@ -34,7 +34,7 @@ class Family:
     matches: whether the `model` of a config belongs to it.
     zoo: the folders of mmaction2's configs/recognition whose configs belong to it.
     decisions: applied before mmaction2 runs, so reference and graph share them: only for what
-        mmaction2 cannot repeat, or cannot run on a CPU at all.
+        mmaction2 cannot repeat, or cannot run on a CPU at all. None where it leaves nothing open.
     patches: applied, in order, between the reference and the trace.
     tolerance: bound of the proof for scores, as a share of the reference's spread over classes.
     """
@@ -42,7 +42,7 @@ class Family:
     name: str
     matches: Callable[[ModelConfig], bool]
     zoo: tuple[str, ...] = ()
-    decisions: tuple[Callable[[torch.nn.Module], Decision], ...] = ()
+    decisions: tuple[Callable[[torch.nn.Module], Decision | None], ...] = ()
     patches: tuple[Patch, ...] = ()
     tolerance: float = 1e-4
 
@@ -54,7 +54,8 @@ def family_of(model: ModelConfig, families: tuple[Family, ...]) -> Family:
 
 def decide(model: torch.nn.Module, family: Family) -> tuple[Decision, ...]:
     """Settles, in place, what mmaction2 leaves open."""
-    return tuple(decision(model) for decision in family.decisions)
+    settled = (decision(model) for decision in family.decisions)
+    return tuple(decision for decision in settled if decision is not None)
 
 
 def patch(model: torch.nn.Module, family: Family) -> None:

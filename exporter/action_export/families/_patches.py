@@ -21,6 +21,21 @@ def all_views_at_once(model: torch.nn.Module) -> None:
         }
 
 
+def contiguous_features(model: torch.nn.Module) -> None:
+    """Lays out the features of timm's channels-last backbones as mmaction2 pools them.
+
+    mmaction2 permutes them, and of a permuted tensor torch's pooling restates the strides
+    (as_strided), which is a loop in a graph.
+    """
+    recognizer: Any = model
+    if getattr(recognizer, "feature_shape", None) != "NHWC":
+        return
+    features = recognizer.backbone.forward_features
+    recognizer.backbone.forward_features = lambda images: (
+        features(images).permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    )
+
+
 def deploy_form(model: torch.nn.Module) -> None:
     """Fuses the training branches of reparameterised blocks into the one convolution they equal.
 

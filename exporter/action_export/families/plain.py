@@ -1,7 +1,7 @@
 """Architectures without a patch of their own, by the part of the config that tells them."""
 
 from action_export.families._family import Family, has
-from action_export.families._patches import all_views_at_once, deploy_form
+from action_export.families._patches import all_views_at_once, contiguous_features, deploy_form
 
 _BACKBONES_3D = {
     "c2d": "C2D",
@@ -38,7 +38,7 @@ PLAIN_2D = tuple(
         name=name,
         zoo=(name, *_ALSO.get(name, ())),
         matches=has("cls_head", head),
-        patches=(deploy_form,),
+        patches=(deploy_form, contiguous_features),
     )
     for name, head in {"tsm": "TSMHead", "tsn": "TSNHead"}.items()
 )
@@ -48,7 +48,7 @@ OTHERS = (
     Family(
         name="recognizer2d",
         matches=lambda model: model["type"] == "Recognizer2D",
-        patches=(deploy_form,),
+        patches=(deploy_form, contiguous_features),
     ),
     Family(
         name="recognizer3d",

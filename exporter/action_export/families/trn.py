@@ -14,7 +14,7 @@ Subsets = dict[int, list[tuple[int, ...]]]
 """By the number of frames in a relation, the frames of each relation that is evaluated."""
 
 
-def fixed_relations(model: torch.nn.Module) -> Decision:
+def fixed_relations(model: torch.nn.Module) -> Decision | None:
     """Gives every scale of the head the same relations for every prediction.
 
     mmaction2 calls np.random.choice in each forward pass, so two predictions for one video differ.
@@ -26,7 +26,7 @@ def fixed_relations(model: torch.nn.Module) -> Decision:
     recognizer: Any = model
     consensus = recognizer.cls_head.consensus
     if not isinstance(consensus, RelationModuleMultiScale):
-        return Decision(note="the head has one relation of all frames")
+        return None  # one relation, of all frames
     subsets: Subsets = {}
     for scale, relations, count in zip(
         consensus.scales, consensus.relations_scales, consensus.subsample_scales, strict=True

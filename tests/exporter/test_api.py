@@ -1,0 +1,64 @@
+"""What an export leaves: memory of its own, and the decisions that it took in the manifest."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from action_export import api, source
+from action_export.types import ExportRequest, StepEvent
+from support.tiny import MODEL_TRN, PIPELINE_TRN, VIDEOS, Tiny, make
+
+
+@pytest.fixture(scope="module")
+def tiny_trn(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Its patched modules refer to themselves, so that counting references does not free them."""
+    return make(tmp_path_factory.mktemp("trn"), MODEL_TRN, PIPELINE_TRN)
+
+
+def request(tiny: Tiny, repo: Path) -> ExportRequest:
+    return ExportRequest(
+        triton_repo=repo,
+        config=str(tiny.config_file),
+        checkpoint=tiny.checkpoint,
+        name="tiny",
+        videos=tuple(VIDEOS),
+        proof="graph",
+    )
+
+
+def test_the_model_is_gone_before_the_graph_is_proved(
+    tiny_trn: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[torch.nn.Module]] = []
+    alive: dict[str, bool] = {}
+    build_model = source.build_model
+
+    def build(*args: Any) -> torch.nn.Module:
+        model = build_model(*args)
+        models.append(weakref.ref(model))
+        return model
+
+    def on_step(event: StepEvent) -> None:
+        if event.result is None:
+            alive[event.step] = any(model() is not None for model in models)
+
+    monkeypatch.setattr(source, "build_model", build)
+    api.export(request(tiny_trn, tmp_path / "repo"), on_step)
+    assert len(models) == 1
+    assert alive["trace graph"]
+    assert not alive["prove pixels"]
+
+
+def test_what_was_decided_for_mmaction2_stands_in_the_manifest(
+    tiny_trn: Tiny, tmp_path: Path
+) -> None:
+    result = api.export(request(tiny_trn, tmp_path / "repo"))
+    written = json.loads((result.repo / "tiny" / "1" / "manifest.json").read_text())
+    assert written["decisions"]["trn_relations"]["6"] == [[0, 1, 2, 3, 4, 5]]
+    assert list(written["decisions"]["trn_relations"]) == ["6", "5", "4", "3", "2"]
+    assert any("draws the frame subsets" in note for note in result.notes)
