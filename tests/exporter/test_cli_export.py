@@ -32,6 +32,7 @@ from action_export.errors import (
     UnsupportedError,
     VideoError,
 )
+from support import zoo_packages
 from support.disk import file_size_limit, read_only_folder
 from support.tiny import (
     MODEL_3D,
@@ -474,7 +475,8 @@ def test_the_list_is_the_zoo_by_family_with_what_each_needs(capfd: Capture) -> N
     assert main(["--list", "--json"]) == 0
     families = json.loads(capfd.readouterr().out)["families"]
     assert len(families) == 21  # of 22 folders; VideoMAE V2 is built like VideoMAE
-    needs = {c["config"]: c["needs"] for configs in families.values() for c in configs}
+    listed = {c["config"]: c for configs in families.values() for c in configs}
+    needs = {name: config["needs"] for name, config in listed.items()}
     assert len(needs) == 125
     assert needs["tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb"] == []
     assert needs["slowonly_r50_8xb16-16x4x1-256e_kinetics400-flow"] == [
@@ -482,12 +484,18 @@ def test_the_list_is_the_zoo_by_family_with_what_each_needs(capfd: Capture) -> N
     ]
     swin = "tsn_imagenet-pretrained-swin-transformer_8xb32-1x1x3-100e_kinetics400-rgb"
     assert needs[swin] == ["timm"]
-    assert "test_pipeline" in needs["uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb"][0]
+    refused = {name: config["refused"] for name, config in listed.items() if config["refused"]}
+    assert len(refused) == 3
+    assert all("test_pipeline" in reason for reason in refused.values())
+    for name, options in zoo_packages.CONFIGS.items():
+        assert {f"--cfg-options {option}" for option in options} < set(needs[name])
     assert main(["--list"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line for line in lines if line in families] == sorted(families)
     assert f"  {swin}" in {line.partition("  needs")[0].rstrip() for line in lines}
     assert "needs timm" in next(line for line in lines if swin in line)
+    for name, reason in refused.items():
+        assert reason in next(line for line in lines if name in line)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from action_export.errors import ConfigError
 from action_export.families import FAMILIES, family_of, patch
 from action_export.source import RecognizerConfig
 from support.tiny import MODEL_3D, changed
+from support.zoo import PIPELINES, kind_of
 
 ZOO = source.zoo_configs()
 
@@ -67,6 +68,16 @@ def test_every_family_with_a_folder_has_a_config_of_the_zoo(
 ) -> None:
     reached = {family_of(config.model, FAMILIES).name for config in zoo.values()}
     assert reached == {family.name for family in FAMILIES if family.zoo}
+
+
+def test_each_kind_of_pipeline_in_the_zoo_is_served_by_a_test(
+    zoo: dict[str, RecognizerConfig],
+) -> None:
+    kinds = {kind_of(config) for config in zoo.values() if config.modality == "RGB"}
+    assert [kind_of(zoo[name]) for name in PIPELINES] == list(
+        dict.fromkeys(kind_of(zoo[name]) for name in PIPELINES)
+    )
+    assert kinds == {kind_of(zoo[name]) for name in PIPELINES}
 
 
 def test_a_name_belongs_to_one_family() -> None:

@@ -100,7 +100,3 @@ def test_weights_beyond_the_limit_stand_in_a_second_file(
     np.testing.assert_array_equal(written(tmp_path / "out.onnx")["w"], weights["w"])
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx")
     np.testing.assert_array_equal(session.run(None, {"x": np.ones(3, np.float32)})[0], np.ones(3))
-
-
-def test_the_limit_leaves_room_below_what_protobuf_reads() -> None:
-    assert onnx_file._LARGEST_WEIGHTS + 2**23 < 2**31 - 1

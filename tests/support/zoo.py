@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from action_export.source import RecognizerConfig
 from action_export.types import ViewOptions
 
 
@@ -117,3 +118,36 @@ CASES = (
         config="vit-small-p16_videomaev2-vit-g-dist-k710-pre_16x4x1_kinetics-400",
     ),
 )
+
+PIPELINES = (
+    "c2d_r50-in1k-pre-nopool_8xb32-8x8x1-100e_kinetics400-rgb",
+    "c3d_sports1m-pretrained_8xb30-16x1x1-45e_ucf101-rgb",
+    "i3d_imagenet-pretrained-r50_8xb8-dense-32x2x1-100e_kinetics400-rgb",
+    "mvit-base-p244_u32_sthv2-rgb",
+    "tanet_imagenet-pretrained-r50_8xb8-1x1x8-50e_sthv1-rgb",
+    "tanet_imagenet-pretrained-r50_8xb8-dense-1x1x8-100e_kinetics400-rgb",
+    "timesformer_divST_8xb8-8x32x1-15e_kinetics400-rgb",
+    "tin_imagenet-pretrained-r50_8xb6-1x1x8-40e_sthv1-rgb",
+    "tsm_imagenet-pretrained-r50_8xb16-dense-1x1x8-50e_kinetics400-rgb",
+    "tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb",
+    "tsn_imagenet-pretrained-r50_8xb32-dense-1x1x5-100e_kinetics400-rgb",
+    "uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb",
+    "slowonly_r50_8xb16-4x16x1-256e_kinetics400-rgb",
+    "x3d_s_13x6x1_facebook-kinetics400-rgb",
+)
+"""A config for each way in which those of RGB sample, crop and arrange frames; see kind_of()."""
+
+
+def kind_of(config: RecognizerConfig) -> tuple[object, ...]:
+    """What its test pipeline shares with others, whatever its sizes, counts and intervals are."""
+    steps = {str(step["type"]): step for step in config.pipeline}
+    sampler = next(name for name in steps if "Sample" in name)
+    arguments = steps[sampler]
+    return (
+        sampler,
+        arguments.get("num_clips", 1) > 1,
+        arguments.get("twice_sample", False),
+        "target_fps" in arguments,
+        next(name for name in steps if name.endswith("Crop")),
+        steps["FormatShape"]["input_format"],
+    )

@@ -7,15 +7,20 @@ from pathlib import Path
 
 from action_export import source
 from action_export.errors import ActionExportError
-from action_export.families import FAMILIES, family_of
+from action_export.families import FAMILIES, ModelConfig, family_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One config of the zoo. needs: what an export of it takes beside the extra `export`."""
+    """One config of the zoo.
+
+    needs: what an export of it takes beside the extra `export`: packages, options, frames.
+    refused: why it cannot be exported as it is, or empty.
+    """
 
     config: str
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    refused: str = ""
 
 
 def listing() -> dict[str, list[Listed]]:
@@ -25,21 +30,37 @@ def listing() -> dict[str, list[Listed]]:
     """
     families: dict[str, list[Listed]] = {}
     for name, path in sorted(source.zoo_configs().items()):
-        family, needs = _entry(path)
-        families.setdefault(family, []).append(Listed(config=name, needs=needs))
+        family, listed = _entry(name, path)
+        families.setdefault(family, []).append(listed)
     return dict(sorted(families.items()))
 
 
-def _entry(path: Path) -> tuple[str, tuple[str, ...]]:
+def _entry(name: str, path: Path) -> tuple[str, Listed]:
     try:
         config = source.load_config(str(path))
     except ActionExportError as exc:
         folder = next(part for part in reversed(path.parts[:-1]) if part in _FOLDERS)
-        return _FOLDERS[folder], (exc.hint,)
-    needs = list(source.required_packages(config.model))
+        return _FOLDERS[folder], Listed(config=name, refused=f"{exc.message}; {exc.hint}")
+    needs = _backbone_needs(config.model)
     if config.modality == "Flow":
-        needs.append("frames of optical flow, 2 channels")
-    return family_of(config.model, FAMILIES).name, tuple(needs)
+        needs += ("frames of optical flow, 2 channels",)
+    return family_of(config.model, FAMILIES).name, Listed(config=name, needs=needs)
+
+
+def _backbone_needs(model: ModelConfig) -> tuple[str, ...]:
+    """Packages, and the options for configs that were written for older ones."""
+    backbone = model["backbone"]
+    kind = backbone["type"]
+    if kind.startswith("mmcls."):
+        # the last release of mmcls, 1.0.0rc6, refuses mmcv 2.1
+        later = kind.replace("mmcls", "mmpretrain", 1)
+        packages = source.required_packages({"backbone": {"type": later}})
+        return (*packages, f"--cfg-options model.backbone.type={later}")
+    packages = source.required_packages(model)
+    if kind.startswith("timm.swin_") and "feature_shape" not in backbone:
+        # timm 0.9 changed the order of its axes
+        return (*packages, "--cfg-options model.backbone.feature_shape=NHWC")
+    return packages
 
 
 _FOLDERS = {folder: family.name for family in FAMILIES for folder in family.zoo}
@@ -53,7 +74,8 @@ def as_text(families: dict[str, list[Listed]]) -> str:
         lines += ["", family]
         for listed in configs:
             needs = "needs " + ", ".join(listed.needs) if listed.needs else ""
-            lines.append(f"  {listed.config:<{width}}  {needs}".rstrip())
+            note = f"refused: {listed.refused}" if listed.refused else needs
+            lines.append(f"  {listed.config:<{width}}  {note}".rstrip())
     count = sum(map(len, families.values()))
     lines += [
         "",
