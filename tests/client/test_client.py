@@ -113,24 +113,29 @@ def test_small_frames_are_sent_as_they_are(
     assert server.received.frames[0].shape[1:] == (40, 56, 3)
 
 
+def in_every_form(url: str, model: str, frames: Any, contract: Contract) -> list[Classification]:
+    """Whole and sampled frames by the client, and both by the asyncio client."""
+    chosen = plan(len(frames), None, contract)
+    distinct = frames[chosen.frame_numbers]
+
+    async def awaited() -> list[Classification]:
+        async with AsyncVideoClient(url, model) as client:
+            own = client.classify_sampled(distinct, chosen.frame_index)
+            return [await client.classify_frames(frames), await own]
+
+    with VideoClient(url, model) as client:
+        return [
+            client.classify_frames(frames),
+            client.classify_sampled(distinct, chosen.frame_index),
+            *asyncio.run(awaited()),
+        ]
+
+
 def test_frames_in_memory_get_the_same_answer_in_every_form(
     server: FakeTriton, contract: Contract
 ) -> None:
     frames = moving_shapes(50)
-    chosen = plan(50, None, contract)
-
-    async def awaited() -> list[Classification]:
-        async with AsyncVideoClient(server.url, "moves") as client:
-            own = client.classify_sampled(frames[chosen.frame_numbers], chosen.frame_index)
-            return [await client.classify_frames(frames), await own]
-
-    with VideoClient(server.url, "moves") as client:
-        answers = [
-            client.classify_frames(frames),
-            client.classify_sampled(frames[chosen.frame_numbers], chosen.frame_index),
-            *asyncio.run(awaited()),
-        ]
-    for answer in answers:
+    for answer in in_every_form(server.url, "moves", frames, contract):
         assert np.array_equal(answer.scores, expected_scores(frames, contract))
 
 
@@ -138,20 +143,7 @@ def test_flow_in_memory_gets_the_same_answer_in_every_form(
     flow_server: FakeTriton, flow_contract: Contract
 ) -> None:
     flow = moving_shapes(50)[..., :2]
-    chosen = plan(50, None, flow_contract)
-
-    async def awaited() -> list[Classification]:
-        async with AsyncVideoClient(flow_server.url, "flow") as client:
-            own = client.classify_sampled(flow[chosen.frame_numbers], chosen.frame_index)
-            return [await client.classify_frames(flow), await own]
-
-    with VideoClient(flow_server.url, "flow") as client:
-        answers = [
-            client.classify_frames(flow),
-            client.classify_sampled(flow[chosen.frame_numbers], chosen.frame_index),
-            *asyncio.run(awaited()),
-        ]
-    for answer in answers:
+    for answer in in_every_form(flow_server.url, "flow", flow, flow_contract):
         assert np.array_equal(answer.scores, expected_scores(flow, flow_contract))
 
 

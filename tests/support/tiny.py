@@ -22,6 +22,12 @@ CLASSES = 10
 VIDEOS = real_videos()[1:3]
 """640x272 and 176x144: two that a tiny recognizer tells apart."""
 
+_IMAGENET = dict(
+    type="ActionDataPreprocessor",
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+)
+
 MODEL_3D: dict[str, Any] = dict(
     type="Recognizer3D",
     backbone=dict(
@@ -49,12 +55,7 @@ MODEL_3D: dict[str, Any] = dict(
         dropout_ratio=0.0,
         average_clips="prob",
     ),
-    data_preprocessor=dict(
-        type="ActionDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        format_shape="NCTHW",
-    ),
+    data_preprocessor=dict(**_IMAGENET, format_shape="NCTHW"),
 )
 
 PIPELINE_3D: list[dict[str, Any]] = [
@@ -88,12 +89,7 @@ MODEL_2D: dict[str, Any] = dict(
         dropout_ratio=0.0,
         average_clips="prob",
     ),
-    data_preprocessor=dict(
-        type="ActionDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        format_shape="NCHW",
-    ),
+    data_preprocessor=dict(**_IMAGENET, format_shape="NCHW"),
 )
 
 PIPELINE_2D: list[dict[str, Any]] = [
