@@ -37,7 +37,7 @@ VIDEOS = real_videos()[:2]
 BATCH = 3
 # Views of a video that are proved: as many as tell an average, where one forward is cheap.
 CHEAP_FLOP = 120e9
-TIMED_S = 15.0
+TIMED_S = 6.0
 LONG_S = 30.0
 MIB = 2**20
 

@@ -1,4 +1,4 @@
-"""The smallest config of each family of the zoo, with views that a test can afford."""
+"""Configs of the zoo that the tests run, with views that they can afford."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class ZooCase:
     views: ViewOptions = ViewOptions(num_clips=1, crops="center")
 
 
+# Most with one clip and its centre: tests/e2e/test_pipelines.py has all kinds of views.
 CASES = (
     ZooCase(
         family="tsn",
         config="tsn_imagenet-pretrained-r50_8xb32-1x1x3-100e_kinetics400-rgb",
-        views=ViewOptions(num_clips=2),  # with the ten crops of the config
+        views=ViewOptions(num_clips=2, crops="center"),
     ),
     ZooCase(
         family="tsm",
@@ -31,7 +32,6 @@ CASES = (
     ZooCase(
         family="slowonly",
         config="slowonly_r50_8xb16-4x16x1-256e_kinetics400-rgb",
-        views=ViewOptions(num_clips=1),
     ),
     ZooCase(
         family="slowfast",
@@ -58,12 +58,11 @@ CASES = (
     ZooCase(
         family="c3d",
         config="c3d_sports1m-pretrained_8xb30-16x1x1-45e_ucf101-rgb",
-        views=ViewOptions(num_clips=2),
     ),
     ZooCase(
         family="tanet",
         config="tanet_imagenet-pretrained-r50_8xb8-dense-1x1x8-100e_kinetics400-rgb",
-        views=ViewOptions(num_clips=8),  # dense, three crops
+        views=ViewOptions(num_clips=8, crops="center"),
     ),
     ZooCase(
         family="tin",
@@ -87,7 +86,7 @@ CASES = (
     ZooCase(
         family="mvit",
         config="mvit-small-p244_k400-pre_16xb16-u16-100e_sthv2-rgb",
-        views=ViewOptions(),  # sampled uniformly, three crops
+        views=ViewOptions(crops="center"),
     ),
     ZooCase(
         family="omnisource",
