@@ -5,8 +5,8 @@
     scripts/zoo --again            # also what has a row
 
 A row is written as soon as its config is done, so a run that is stopped goes on where it was. It
-carries a digest of the code that an export runs through: rows of other code are done again, and so
-are those of what failed.
+carries a digest of the code that an export runs through: rows of other code are dropped, so that the
+table tells of one code only. What failed is tried again.
 """
 
 from __future__ import annotations
@@ -56,20 +56,19 @@ Row = dict[str, Any]
 
 
 class Rows:
-    """The rows of docs/zoo.json by config, written again after each that is added.
+    """The rows of one code by config, written to docs/zoo.json again after each that is added.
 
     There is one writer, see alone().
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, code: str) -> None:
         self._path = path
         self._lock = threading.Lock()
         known = json.loads(path.read_text("utf-8")) if path.exists() else []
-        self._rows: dict[str, Row] = {row["config"]: row for row in known}
+        self._rows: dict[str, Row] = {row["config"]: row for row in known if row["code"] == code}
 
-    def proved(self, config: str, code: str) -> bool:
-        row = self._rows.get(config, {})
-        return row.get("code") == code and row["verdict"] == "proved"
+    def proved(self, config: str) -> bool:
+        return self._rows.get(config, {}).get("verdict") == "proved"
 
     def add(self, row: Row) -> None:
         with self._lock:
@@ -111,7 +110,7 @@ def _replace(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def wanted(families: Iterable[str], rows: Rows, code: str, *, again: bool) -> list[tuple[str, str]]:
+def wanted(families: Iterable[str], rows: Rows, *, again: bool) -> list[tuple[str, str]]:
     """(family, config) of the zoo, the folder of a config being its family."""
     folders = {
         name: path.relative_to(_recognition(path)).parts[0] for name, path in zoo_configs().items()
@@ -123,7 +122,7 @@ def wanted(families: Iterable[str], rows: Rows, code: str, *, again: bool) -> li
     todo = [
         (family, name)
         for name, family in folders.items()
-        if (not families or family in families) and (again or not rows.proved(name, code))
+        if (not families or family in families) and (again or not rows.proved(name))
     ]
     # the large ones last: a run that is stopped has then told of most
     return sorted(todo, key=lambda entry: ("large" in entry[1], entry))
@@ -205,9 +204,9 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also those that have a row")
     arguments = parser.parse_args()
     with alone(ROWS.parent):
-        rows = Rows(ROWS)
         code = digest()
-        todo = wanted(arguments.families, rows, code, again=arguments.again)
+        rows = Rows(ROWS, code)
+        todo = wanted(arguments.families, rows, again=arguments.again)
         jobs = Jobs(code, threads=max(1, (os.cpu_count() or 1) // arguments.jobs))
         return run_all(todo, rows, jobs, arguments.jobs)
 
