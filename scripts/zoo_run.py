@@ -5,8 +5,8 @@
     scripts/zoo --again            # also what has a row
 
 A row is written as soon as its config is done, so a run that is stopped goes on where it was. It
-carries a digest of the code that an export runs through: rows of other code are dropped, so that the
-table tells of one code only. What failed is tried again.
+carries a digest of the code that an export runs through: rows of other code are dropped, so that
+the table tells of one code only. What failed is tried again.
 """
 
 from __future__ import annotations

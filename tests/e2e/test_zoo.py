@@ -8,21 +8,21 @@ to show is part of the export's own proof, which refuses to publish otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from action_client import VideoClient
-from action_export import api, preprocess, source
+from action_export import preprocess, source
 from action_export.families import FAMILIES, decide, family_of
 from action_export.reference import Reference, run_mmaction
 from action_export.serve import Server, serve
-from action_export.types import ExportRequest
 from support.videos import real_videos
-from support.weights import write_checkpoint
-from support.zoo import CASES, ZooCase
+from support.zoo import CASES, ZooCase, export_case
 
 BOUND = 1e-4  # of the reference's spread over the classes
 VIDEOS = real_videos()
@@ -55,7 +55,7 @@ class Servers:
         self._folder = folder
         self._checkpoints = checkpoints
         self._group: tuple[ZooCase, ...] = ()
-        self._failed: dict[ZooCase, Exception] = {}
+        self._failed: dict[ZooCase, BaseException] = {}
         self._server: Server | None = None
         self._stack = ExitStack()
 
@@ -76,29 +76,18 @@ class Servers:
         self._stack.close()
 
     def _publish(self, group: tuple[ZooCase, ...]) -> Path:
-        """All in one repository. The live proof is left to the test, which is a harder one."""
+        """All in one repository, two at a time: an export keeps one core busy for much of it."""
         repo = self._folder / group[0].family
-        for case in group:
-            try:
-                self._export(case, repo)
-            except Exception as exc:  # the others of the group are tested all the same
-                self._failed[case] = exc
+        with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            exports = {
+                case: pool.submit(export_case, case, repo, self._checkpoints / f"{case.family}.pth")
+                for case in group
+            }
+        for case, export in exports.items():
+            # the others of the group are tested all the same
+            if error := export.exception():
+                self._failed[case] = error
         return repo
-
-    def _export(self, case: ZooCase, repo: Path) -> None:
-        checkpoint = self._checkpoints / f"{case.family}.pth"
-        api.export(
-            ExportRequest(
-                triton_repo=repo,
-                config=case.config,
-                checkpoint=write_checkpoint(case.config, checkpoint, VIDEOS[:2]),
-                name=case.family,
-                views=case.views,
-                max_batch_size=3,
-                videos=tuple(VIDEOS[:2]),
-                proof="graph",
-            )
-        )
 
 
 @pytest.fixture(scope="module")

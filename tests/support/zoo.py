@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from action_export import api
 from action_export.source import RecognizerConfig
-from action_export.types import ViewOptions
+from action_export.types import ExportRequest, ViewOptions
+from support.videos import real_videos
+from support.weights import write_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +19,26 @@ class ZooCase:
     family: str
     config: str
     views: ViewOptions = ViewOptions(num_clips=1, crops="center")
+
+
+def export_case(case: ZooCase, repo: Path, checkpoint: Path) -> None:
+    """Writes a calibrated checkpoint and publishes what becomes of it, under its family's name.
+
+    The live proof is left to the test that calls this, which is a harder one.
+    """
+    videos = real_videos()[:2]
+    api.export(
+        ExportRequest(
+            triton_repo=repo,
+            config=case.config,
+            checkpoint=write_checkpoint(case.config, checkpoint, videos),
+            name=case.family,
+            views=case.views,
+            max_batch_size=3,
+            videos=tuple(videos),
+            proof="graph",
+        )
+    )
 
 
 # Most with one clip and its centre: tests/e2e/test_pipelines.py has all kinds of views.
