@@ -14,7 +14,6 @@ import pytest
 import torch
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.graph import serving_module
-from action_export.mmaction_compat import import_mmaction
 from action_export.tracing import onnx_from_module
 from numpy.typing import NDArray
 from support.tiny import (
@@ -29,6 +28,7 @@ from support.tiny import (
     references,
     with_step,
 )
+from support.untouched import mmaction_untouched
 
 BOUND = 1e-4  # of the reference's spread over the classes
 CLIP = with_step(PIPELINE_3D, 1, clip_len=8, frame_interval=4, num_clips=1)
@@ -112,13 +112,7 @@ class Traced:
 @pytest.fixture(scope="module", params=CASES)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     folder = tmp_path_factory.mktemp(request.param)
-    import_mmaction()
-    from mmaction.models.backbones import resnet_tin, swin
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        # two families change them for the whole process
-        monkeypatch.setattr(resnet_tin, "linear_sampler", resnet_tin.linear_sampler)
-        monkeypatch.setattr(swin, "compute_mask", swin.compute_mask)
+    with mmaction_untouched():
         tiny = make(folder, *CASES[request.param])
         family = family_of(tiny.config.model, FAMILIES)
         assert family.name == request.param

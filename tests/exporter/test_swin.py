@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from action_export.families import swin
 from action_export.mmaction_compat import import_mmaction
+from support.untouched import mmaction_untouched
 
 Axes = tuple[int, int, int]
 
 
 @pytest.fixture
-def mmaction_swin(monkeypatch: pytest.MonkeyPatch) -> Any:
+def mmaction_swin() -> Iterator[Any]:
     """mmaction2's module, put back after the test: the patch changes it for the whole process."""
     import_mmaction()
     from mmaction.models.backbones import swin as module
 
-    monkeypatch.setattr(module, "compute_mask", module.compute_mask)
-    return module
+    with mmaction_untouched():
+        yield module
 
 
 @pytest.mark.parametrize(
