@@ -276,9 +276,11 @@ def _export_plain(
     else:
         stacked = len(config.model["data_preprocessor"]["mean"])
         shape = (1, views * clip_len * channels // stacked, stacked, height, width)
+    plain = Plain().eval()
     with tracing.quiet(), torch.no_grad():
+        plain(torch.zeros(shape))  # TPN's head makes a layer of its own on its first run
         torch.onnx.export(
-            Plain().eval(),
+            plain,
             (torch.zeros(shape),),
             path,
             dynamo=True,
