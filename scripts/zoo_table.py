@@ -21,7 +21,7 @@ export, the proof, publishing. `scripts/zoo` wrote this page and `zoo.json`, whi
 - *views*: clips and crops of the config's test pipeline; *proved*: views of the proof, with the
   centre crop. A view is independent of the others, so one or two stand for thirty. The samplers and
   crops themselves are held to mmaction2's by the tests of the runtime, and through a live server by
-  `tests/e2e/test_zoo.py`.
+  `tests/e2e/test_pipelines.py`.
 - *error*: the largest difference from mmaction2's scores in ONNX Runtime, as a share of their
   spread over the classes, on batches of one, two and three rows of different videos; the bound is
   1e-4. *top-1*, *top-5*: share of the best classes that are the same.
