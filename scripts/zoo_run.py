@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,14 +58,16 @@ Row = dict[str, Any]
 class Rows:
     """The rows of one code by config, written to docs/zoo.json again after each that is added.
 
-    There is one writer, see alone().
+    There is one writer, see alone(). codes: the digest of each family's code.
     """
 
-    def __init__(self, path: Path, code: str) -> None:
+    def __init__(self, path: Path, codes: Mapping[str, str]) -> None:
         self._path = path
         self._lock = threading.Lock()
         known = json.loads(path.read_text("utf-8")) if path.exists() else []
-        self._rows: dict[str, Row] = {row["config"]: row for row in known if row["code"] == code}
+        self._rows: dict[str, Row] = {
+            row["config"]: row for row in known if row["code"] == codes.get(row["family"])
+        }
 
     def proved(self, config: str) -> bool:
         return self._rows.get(config, {}).get("verdict") == "proved"
@@ -78,15 +80,18 @@ class Rows:
             _replace(TABLE, table(rows))
 
 
-def digest() -> str:
-    """Of the code that a row depends on."""
-    content = hashlib.sha256()
+def digests(families: Iterable[str]) -> dict[str, str]:
+    """Of the code that the rows of each family depend on; families/NAME.py is of NAME's alone."""
+    named = set(families)
+    content = {family: hashlib.sha256() for family in named}
     for name in CODE:
         top = ROOT / name
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             if path.is_file() and not set(path.relative_to(ROOT).parts) & set(ASIDE):
-                content.update(path.read_bytes())
-    return content.hexdigest()[:12]
+                alone = path.parent.name == "families" and path.stem in named
+                for family in {path.stem} if alone else named:
+                    content[family].update(path.read_bytes())
+    return {family: digest.hexdigest()[:12] for family, digest in content.items()}
 
 
 @contextmanager
@@ -110,11 +115,17 @@ def _replace(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def wanted(families: Iterable[str], rows: Rows, *, again: bool) -> list[tuple[str, str]]:
-    """(family, config) of the zoo, the folder of a config being its family."""
-    folders = {
+def zoo_families() -> dict[str, str]:
+    """The family of each config of the zoo, which is its folder."""
+    return {
         name: path.relative_to(_recognition(path)).parts[0] for name, path in zoo_configs().items()
     }
+
+
+def wanted(
+    families: Iterable[str], folders: Mapping[str, str], rows: Rows, *, again: bool
+) -> list[tuple[str, str]]:
+    """(family, config) of the zoo."""
     unknown = set(families) - set(folders.values())
     if unknown:
         known = ", ".join(sorted(set(folders.values())))
@@ -135,8 +146,8 @@ def _recognition(path: Path) -> Path:
 class Jobs:
     """Runs each config in a process of its own: its memory can be told and cannot pile up."""
 
-    def __init__(self, code: str, threads: int) -> None:
-        self._code = code
+    def __init__(self, codes: Mapping[str, str], threads: int) -> None:
+        self._codes = codes
         self._environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
@@ -158,7 +169,7 @@ class Jobs:
             "family": family,
             "config": config,
             **verdict,
-            "code": self._code,
+            "code": self._codes[family],
             "job_seconds": round(time.monotonic() - started, 1),
         }
 
@@ -204,10 +215,11 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also those that have a row")
     arguments = parser.parse_args()
     with alone(ROWS.parent):
-        code = digest()
-        rows = Rows(ROWS, code)
-        todo = wanted(arguments.families, rows, again=arguments.again)
-        jobs = Jobs(code, threads=max(1, (os.cpu_count() or 1) // arguments.jobs))
+        folders = zoo_families()
+        codes = digests(folders.values())
+        rows = Rows(ROWS, codes)
+        todo = wanted(arguments.families, folders, rows, again=arguments.again)
+        jobs = Jobs(codes, threads=max(1, (os.cpu_count() or 1) // arguments.jobs))
         return run_all(todo, rows, jobs, arguments.jobs)
 
 

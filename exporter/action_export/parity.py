@@ -179,8 +179,10 @@ def _session(path: Path, clips: TensorSpec) -> Callable[[NDArray[np.uint8]], NDA
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # The arena keeps the largest batch's activations for good; each size runs once here.
+    # Each size runs once here. The arena would keep the largest one's activations for good, and a
+    # buffer that a later layer can use again would be held until then: half of a Swin's memory.
     options.enable_cpu_mem_arena = False
+    options.enable_mem_reuse = False
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     # ONNX Runtime's exceptions share no base class of their own.

@@ -48,7 +48,7 @@ class Zoo:
         monkeypatch.setattr(zoo_run, "ROWS", self.rows_file)
         monkeypatch.setattr(zoo_run, "TABLE", self.page)
         monkeypatch.setattr(zoo_run.Jobs, "run", self._run)
-        monkeypatch.setattr(zoo_run, "digest", lambda: self.code)
+        monkeypatch.setattr(zoo_run, "digests", lambda families: dict.fromkeys(families, self.code))
 
     def __call__(self, *argv: str) -> int:
         self._monkeypatch.setattr("sys.argv", ["scripts/zoo", *argv])
@@ -183,7 +183,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
 
 
 def test_a_config_that_fails_in_its_process_tells_why() -> None:
-    row = zoo_run.Jobs("a", threads=1).run("none", "no_such_config")
+    row = zoo_run.Jobs({"none": "a"}, threads=1).run("none", "no_such_config")
     assert row["verdict"].startswith("ConfigError: 'no_such_config' is neither a file nor a config")
 
 
@@ -205,7 +205,7 @@ def test_a_process_that_ends_in_any_way_gives_a_verdict(
     (tmp_path / "scripts" / "zoo_case.py").write_text(script)
     monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
     monkeypatch.setattr(zoo_run, "LIMIT_S", 1)
-    row = zoo_run.Jobs("a", threads=1).run("tsn", "tsn_r50")
+    row = zoo_run.Jobs({"tsn": "a"}, threads=1).run("tsn", "tsn_r50")
     assert row["verdict"] == verdict
     assert row["config"] == "tsn_r50"
 
@@ -217,7 +217,7 @@ def test_stopping_ends_what_is_running(tmp_path: Path, monkeypatch: pytest.Monke
         f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
     )
     monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
-    jobs = zoo_run.Jobs("a", threads=1)
+    jobs = zoo_run.Jobs({"tsn": "a"}, threads=1)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(jobs.run, "tsn", "tsn_r50")
         while not started.exists():
@@ -226,27 +226,31 @@ def test_stopping_ends_what_is_running(tmp_path: Path, monkeypatch: pytest.Monke
         assert running.result(timeout=20)["verdict"] == "failed with exit code -9: no word"
 
 
-def test_the_digest_is_of_the_code_that_an_export_runs_through(
+def test_the_digest_is_of_the_code_that_an_export_of_the_family_runs_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
+    both, none = {"tin", "tsn"}, set[str]()
     files = {
-        "scripts/zoo_case.py": True,
-        "exporter/action_export/graph.py": True,
-        "exporter/action_export/families/tin.py": True,
-        "model_repository_templates/action_runtime/sampling.py": True,
-        "model_repository_templates/action_templates/config.pbtxt.j2": True,
-        "tests/support/weights.py": True,
-        "tests/support/tiny.py": False,
-        "constraints.txt": True,
-        "exporter/action_export/cli/export.py": False,
-        "exporter/action_export/serve/server.py": False,
-        "scripts/zoo_table.py": False,
+        "scripts/zoo_case.py": both,
+        "exporter/action_export/graph.py": both,
+        "exporter/action_export/families/_family.py": both,
+        "exporter/action_export/families/plain.py": both,
+        "exporter/action_export/families/tin.py": {"tin"},
+        "model_repository_templates/action_runtime/sampling.py": both,
+        "model_repository_templates/action_templates/config.pbtxt.j2": both,
+        "tests/support/weights.py": both,
+        "tests/support/tiny.py": none,
+        "constraints.txt": both,
+        "exporter/action_export/cli/export.py": none,
+        "exporter/action_export/serve/server.py": none,
+        "scripts/zoo_table.py": none,
     }
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before\n")
-    for name, counts in files.items():
-        before = zoo_run.digest()
+    for name, depends in files.items():
+        before = zoo_run.digests(both)
         (tmp_path / name).write_text("after\n")
-        assert (zoo_run.digest() != before) == counts, name
+        after = zoo_run.digests(both)
+        assert {family for family in both if before[family] != after[family]} == depends, name

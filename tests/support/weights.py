@@ -8,11 +8,13 @@ logits have a spread that softmax neither flattens nor saturates.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from action_export import preprocess, source
 from action_export.families import FAMILIES, decide, family_of
+from action_export.families._patches import deploy_form
 from action_export.mmaction_compat import quiet
 from action_export.reference import run_pipeline
 from action_export.types import ViewOptions
@@ -37,6 +39,11 @@ def write_checkpoint(
 
     torch.manual_seed(seed)
     config = source.load_config(config_name, cfg_options)
+    deployed = config.model["backbone"].get("deploy", False)
+    if deployed:
+        # Fused blocks have no norms to measure, so they are calibrated as they are trained.
+        backbone = {**config.model["backbone"], "deploy": False}
+        config = replace(config, model={**config.model, "backbone": backbone})
     model = source.build_untrained(config)
     # before mmaction2 runs: TPN's head grows a layer of its own when it does
     names = model.state_dict().keys()
@@ -48,8 +55,12 @@ def write_checkpoint(
     inputs = _inputs(config, model, videos)
     _measure_statistics(model, inputs)
     _scale_classifier(model, inputs)
+    if deployed:
+        deploy_form(model)
     state = model.state_dict()
-    torch.save({"state_dict": {name: state[name] for name in names}, "meta": {}}, path)
+    if not deployed:
+        state = {name: state[name] for name in names}
+    torch.save({"state_dict": state, "meta": {}}, path)
     return path
 
 
@@ -142,7 +153,7 @@ def _scale_classifier(model: Any, inputs: dict[str, Any]) -> None:
     ]
     with torch.no_grad():
         for scorer in scorers:
-            scorer.weight *= _LOGIT_SPREAD / logits.std(dim=1).mean()
+            scorer.weight *= _LOGIT_SPREAD / logits.std(dim=1).max()
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Any:

@@ -24,27 +24,39 @@ def without_batch_in_the_groups(model: torch.nn.Module) -> None:
 
 
 def _temporal_adaptive(tam: Any, x: torch.Tensor) -> torch.Tensor:
-    """TAM.forward (Liu et al., 2021, section 3.2) with the convolution as a sum of shifted frames.
+    """TAM.forward (Liu et al., 2021, section 3.2) as one small matrix product for each channel.
+
+    A convolution of `segments` frames is their product with a banded matrix of its taps. The
+    activation of a frame scales that frame's column, which spares a pass over all pixels.
 
     x: [batch * segments, channels, h, w], and so is the result.
     """
-    import torch
-    from torch.nn.functional import pad
-
     channels, height, width = x.shape[1:]
     segments = tam.num_segments
-    frames = x.reshape(-1, segments, channels, height, width)
-    pooled = frames.mean(dim=(3, 4)).transpose(1, 2)  # [batch, channels, segments]
-    kernels = tam.G(pooled.reshape(-1, segments))  # [batch * channels, taps]
-    taps = kernels.shape[1]
-    kernels = kernels.reshape(-1, channels, taps).transpose(1, 2)[..., None, None]
-    activation = tam.L(pooled).transpose(1, 2)[..., None, None]
+    frames = x.reshape(-1, segments, channels, height * width).transpose(1, 2)
+    pooled = frames.mean(dim=3)  # [batch, channels, segments]
+    taps = tam.G(pooled.reshape(-1, segments))  # [batch * channels, taps]
+    bands = (taps @ _bands(tam).to(taps)).reshape(-1, channels, segments, segments)
+    mixed: torch.Tensor = (bands * tam.L(pooled).unsqueeze(2)) @ frames
+    return mixed.transpose(1, 2).reshape(-1, channels, height, width)
 
-    margin, stride = tam.adaptive_convolution_padding, tam.adaptive_convolution_stride
-    padded = pad(frames * activation, (0, 0, 0, 0, 0, 0, margin, margin))
-    reach = stride * (segments - 1) + 1
-    shifted = [padded[:, tap : tap + reach : stride] * kernels[:, tap, None] for tap in range(taps)]
-    return torch.stack(shifted).sum(dim=0).reshape(-1, channels, height, width)
+
+def _bands(tam: Any) -> torch.Tensor:
+    """[taps, segments * segments]: where in the matrix of a convolution each of its taps stands.
+
+    Row t of the matrix gives frame t of the result: tap k reads frame t * stride + k - padding.
+    """
+    import torch
+
+    segments, size = tam.num_segments, tam.adaptive_kernel_size
+    stride, padding = tam.adaptive_convolution_stride, tam.adaptive_convolution_padding
+    bands = torch.zeros(size, segments, segments)
+    for tap in range(size):
+        for row in range(segments):
+            column = row * stride + tap - padding
+            if 0 <= column < segments:
+                bands[tap, row, column] = 1
+    return bands.flatten(1)
 
 
 TANET = Family(
