@@ -21,7 +21,6 @@ from action_export import preprocess, source
 from action_export.families import FAMILIES, decide, family_of
 from action_export.reference import Reference, run_mmaction
 from action_export.serve import Server, serve
-from support.untouched import mmaction_untouched
 from support.videos import real_videos
 from support.zoo import CASES, ZooCase, export_case
 
@@ -120,6 +119,5 @@ def _references(case: ZooCase, checkpoint: Path) -> dict[Path, Reference]:
     config = source.load_config(case.config)
     model = source.build_model(config, source.load_checkpoint(checkpoint))
     preprocessing = preprocess.derive(config, case.views)
-    with mmaction_untouched():
-        decide(model, family_of(config.model, FAMILIES))
-        return {video: run_mmaction(model, preprocessing, video) for video in VIDEOS}
+    decide(model, family_of(config.model, FAMILIES))
+    return {video: run_mmaction(model, preprocessing, video) for video in VIDEOS}

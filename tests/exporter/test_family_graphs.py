@@ -28,7 +28,6 @@ from support.tiny import (
     references,
     with_step,
 )
-from support.untouched import mmaction_untouched
 
 BOUND = 1e-4  # of the reference's spread over the classes
 CLIP = with_step(PIPELINE_3D, 1, clip_len=8, frame_interval=4, num_clips=1)
@@ -112,27 +111,26 @@ class Traced:
 @pytest.fixture(scope="module", params=CASES)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     folder = tmp_path_factory.mktemp(request.param)
-    with mmaction_untouched():
-        tiny = make(folder, *CASES[request.param])
-        family = family_of(tiny.config.model, FAMILIES)
-        assert family.name == request.param
-        _train_positions(tiny.model)
-        _cut_after_first_stage(tiny.model)
-        decide(tiny.model, family)
-        before = references(tiny)
-        patch(tiny.model, family)
-        graph = onnx_from_module(
-            serving_module(tiny.model, layout=tiny.preprocessing.layout, average="prob"),
-            clips=tiny.tensors.clips,
-            scores=tiny.tensors.scores,
-            opset=18,
-            path=folder / "model.onnx",
-        )
-        return Traced(
-            path=str(graph.path),
-            clips=np.concatenate([reference.clips for reference in before]),
-            scores=np.stack([reference.scores for reference in before]),
-        )
+    tiny = make(folder, *CASES[request.param])
+    family = family_of(tiny.config.model, FAMILIES)
+    assert family.name == request.param
+    _train_positions(tiny.model)
+    _cut_after_first_stage(tiny.model)
+    decide(tiny.model, family)
+    before = references(tiny)
+    patch(tiny.model, family)
+    graph = onnx_from_module(
+        serving_module(tiny.model, layout=tiny.preprocessing.layout, average="prob"),
+        clips=tiny.tensors.clips,
+        scores=tiny.tensors.scores,
+        opset=18,
+        path=folder / "model.onnx",
+    )
+    return Traced(
+        path=str(graph.path),
+        clips=np.concatenate([reference.clips for reference in before]),
+        scores=np.stack([reference.scores for reference in before]),
+    )
 
 
 def _train_positions(model: torch.nn.Module) -> None:

@@ -1,27 +1,20 @@
-"""Video Swin's masks against mmaction2's."""
+"""Video Swin's masks against mmaction2's, and the layers that are given them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from action_export.families import swin
 from action_export.mmaction_compat import import_mmaction
-from support.untouched import mmaction_untouched
+
+import_mmaction()
+
+from mmaction.models.backbones import swin as mmaction_swin  # noqa: E402
 
 Axes = tuple[int, int, int]
-
-
-@pytest.fixture
-def mmaction_swin() -> Iterator[Any]:
-    """mmaction2's module, put back after the test: the patch changes it for the whole process."""
-    import_mmaction()
-    from mmaction.models.backbones import swin as module
-
-    with mmaction_untouched():
-        yield module
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -37,20 +30,35 @@ def mmaction_swin() -> Iterator[Any]:
         ((6, 6, 9), (3, 2, 3), (1, 1, 2)),
     ],
 )
-def test_the_mask_equals_that_of_mmaction2(
-    mmaction_swin: Any, size: Axes, window: Axes, shift: Axes
-) -> None:
-    device = torch.device("cpu")
-    expected = mmaction_swin.compute_mask(*size, window, shift, device)
-    swin.mask_from_regions(torch.nn.Identity())
-    assert mmaction_swin.compute_mask is swin._compute_mask
-    mask = mmaction_swin.compute_mask(*size, window, shift, device)
+def test_the_mask_equals_that_of_mmaction2(size: Axes, window: Axes, shift: Axes) -> None:
+    expected = mmaction_swin.compute_mask(*size, window, shift, CPU)
+    mask = swin._compute_mask(*size, window, shift, CPU)
     assert mask.dtype == expected.dtype
     assert torch.equal(mask, expected)
 
 
-def test_tokens_that_a_shift_brought_together_are_kept_apart(mmaction_swin: Any) -> None:
-    swin.mask_from_regions(torch.nn.Identity())
-    windows = mmaction_swin.compute_mask(1, 1, 4, (1, 1, 2), (0, 0, 1), torch.device("cpu"))
+def test_tokens_that_a_shift_brought_together_are_kept_apart() -> None:
+    windows = swin._compute_mask(1, 1, 4, (1, 1, 2), (0, 0, 1), CPU)
     apart = [[0, -100], [-100, 0]]
     assert windows.tolist() == [[[0, 0], [0, 0]], apart]
+
+
+def test_a_layer_takes_our_mask_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer: Any = mmaction_swin.BasicLayer(8, depth=2, num_heads=2, window_size=(2, 4, 4)).eval()
+    inputs = torch.randn(2, 8, 4, 8, 6)  # the width is padded to whole windows
+    made: list[torch.Tensor] = []
+    compute_mask = swin._compute_mask
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        made.append(compute_mask(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(swin, "_compute_mask", noted)
+    with torch.no_grad():
+        expected = layer(inputs)
+        assert not made
+        swin.mask_from_regions(layer)
+        torch.testing.assert_close(layer(inputs), expected)
+    assert len(made) == 1
+    assert expected.std() > 0.1

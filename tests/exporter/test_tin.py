@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from action_export.families import tin
 from action_export.mmaction_compat import import_mmaction
 from numpy.typing import NDArray
-from support.untouched import mmaction_untouched
 
 
 def kernel(data: NDArray[np.float32], shift: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -40,8 +38,8 @@ def random(*shape: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def resnet_tin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """mmaction2's module, with the kernel where mmcv-lite has none; put back after the test."""
+def resnet_tin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """mmaction2's module, with the kernel where mmcv-lite has none."""
     import_mmaction()
     from mmaction.models.backbones import resnet_tin as module
 
@@ -49,8 +47,7 @@ def resnet_tin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return torch.from_numpy(kernel(data.numpy(), shift.numpy()))
 
     monkeypatch.setitem(sys.modules, "mmcv.ops", SimpleNamespace(tin_shift=tin_shift))
-    with mmaction_untouched():
-        yield module
+    return module
 
 
 # --- The shift ----------------------------------------------------------------------------------

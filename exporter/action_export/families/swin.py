@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from action_export.families._family import Family, has
-from action_export.families._patches import all_views_at_once
+from action_export.families._patches import all_views_at_once, rebind
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +18,11 @@ def mask_from_regions(model: torch.nn.Module) -> None:
 
     The masks of Swin-T are 100 MB beside 120 MB of weights. A runtime folds them when it loads.
     """
-    from mmaction.models.backbones import swin
+    from mmaction.models.backbones.swin import BasicLayer
 
-    # BasicLayer looks the function up in its module at each call
-    swin.compute_mask = _compute_mask
+    for module in model.modules():
+        if isinstance(module, BasicLayer):
+            rebind(module, compute_mask=_compute_mask)
 
 
 def _compute_mask(

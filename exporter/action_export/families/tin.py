@@ -6,6 +6,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from action_export.families._family import Decision, Family, has
+from action_export.families._patches import rebind
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,11 @@ def linear_sampler(data: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
 
 def shift_in_plain_operations(model: torch.nn.Module) -> Decision:
     """mmcv's compiled tin_shift has no CPU kernel, and the wheel of mmcv-lite has none at all."""
-    from mmaction.models.backbones import resnet_tin
+    from mmaction.models.backbones.resnet_tin import TemporalInterlace
 
-    # TemporalInterlace looks the function up in its module at each call
-    resnet_tin.linear_sampler = linear_sampler
+    for module in model.modules():
+        if isinstance(module, TemporalInterlace):
+            rebind(module, linear_sampler=linear_sampler)
     return Decision(
         note="mmcv's compiled tin_shift cannot run on a CPU; the reference uses the same shift in "
         "plain tensor operations",
