@@ -9,12 +9,16 @@ import torch
 from action_export.families import swin
 from action_export.mmaction_compat import import_mmaction
 
-import_mmaction()
-
-from mmaction.models.backbones import swin as mmaction_swin  # noqa: E402
-
 Axes = tuple[int, int, int]
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def mmaction_swin() -> Any:
+    import_mmaction()
+    from mmaction.models.backbones import swin as module
+
+    return module
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,9 @@ CPU = torch.device("cpu")
         ((6, 6, 9), (3, 2, 3), (1, 1, 2)),
     ],
 )
-def test_the_mask_equals_that_of_mmaction2(size: Axes, window: Axes, shift: Axes) -> None:
+def test_the_mask_equals_that_of_mmaction2(
+    mmaction_swin: Any, size: Axes, window: Axes, shift: Axes
+) -> None:
     expected = mmaction_swin.compute_mask(*size, window, shift, CPU)
     mask = swin._compute_mask(*size, window, shift, CPU)
     assert mask.dtype == expected.dtype
@@ -43,9 +49,14 @@ def test_tokens_that_a_shift_brought_together_are_kept_apart() -> None:
     assert windows.tolist() == [[[0, 0], [0, 0]], apart]
 
 
-def test_a_layer_takes_our_mask_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_takes_our_mask_and_gives_the_same_and_others_keep_theirs(
+    mmaction_swin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    layer: Any = mmaction_swin.BasicLayer(8, depth=2, num_heads=2, window_size=(2, 4, 4)).eval()
+    layer, other = (
+        mmaction_swin.BasicLayer(8, depth=2, num_heads=2, window_size=(2, 4, 4)).eval()
+        for _ in range(2)
+    )
     inputs = torch.randn(2, 8, 4, 8, 6)  # the width is padded to whole windows
     made: list[torch.Tensor] = []
     compute_mask = swin._compute_mask
@@ -60,5 +71,7 @@ def test_a_layer_takes_our_mask_and_gives_the_same(monkeypatch: pytest.MonkeyPat
         assert not made
         swin.mask_from_regions(layer)
         torch.testing.assert_close(layer(inputs), expected)
+        assert len(made) == 1
+        other(inputs)
     assert len(made) == 1
     assert expected.std() > 0.1

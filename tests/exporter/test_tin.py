@@ -101,7 +101,9 @@ def test_the_sampler_equals_that_of_mmaction2_on_the_kernel(
 def test_the_decision_gives_mmaction2_a_sampler_that_runs(
     resnet_tin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interlace = resnet_tin.TemporalInterlace(8, num_segments=4, shift_div=1).eval()
+    interlace, other = (
+        resnet_tin.TemporalInterlace(8, num_segments=4, shift_div=1).eval() for _ in range(2)
+    )
     frames = random(8, 8, 3, 2)
     with torch.no_grad():
         expected = interlace(frames)
@@ -110,6 +112,9 @@ def test_the_decision_gives_mmaction2_a_sampler_that_runs(
             interlace(frames)
         decision = tin.shift_in_plain_operations(interlace)
         torch.testing.assert_close(interlace(frames), expected)
+        # of this one alone
+        with pytest.raises(ImportError, match="tin_shift"):
+            other(frames)
     assert "tin_shift" in decision.note
 
 
