@@ -52,12 +52,15 @@ def _attend(attention: Any, x: torch.Tensor, in_size: Size) -> tuple[torch.Tenso
         )
     ]
     (q, q_size), (k, k_size), (v, _) = pooled
-    weights = (q * attention.scale) @ k.transpose(-2, -1)
+    queries, keys = q * attention.scale, k
     if attention.rel_pos_embed:
-        position = _position(attention, q[:, :, first:], q_size, k_size)
-        # the class token has no position
-        weights = weights + pad(position, (first, 0, first, 0))
-    y = weights.softmax(dim=-1) @ v
+        # Terms of a product cost no pass of their own over all pairs, which for MViT-L are 2 GB.
+        # The class token has no position, and so no terms.
+        terms = _position(attention, q[:, :, first:], q_size, k_size)
+        queries = torch.cat([queries, pad(terms, (0, 0, first, 0))], dim=3)
+        places = pad(_places(k_size).to(k), (k.shape[3], 0, first, 0))
+        keys = pad(k, (0, terms.shape[3])) + places
+    y = (queries @ keys.transpose(-2, -1)).softmax(dim=-1) @ v
     if attention.residual_pooling:
         y = (
             torch.cat([y[:, :, :first], y[:, :, first:] + q[:, :, first:]], dim=2)
@@ -69,7 +72,7 @@ def _attend(attention: Any, x: torch.Tensor, in_size: Size) -> tuple[torch.Tenso
 
 
 def _position(attention: Any, q: torch.Tensor, q_size: Size, k_size: Size) -> torch.Tensor:
-    """The sum of a term for time, rows and columns: [batch, heads, queries, keys]."""
+    """What a query adds for each place of a key, by axis: [batch, heads, queries, t + h + w]."""
     import torch
 
     grid = torch.unflatten(q, 2, q_size)  # [batch, heads, t, h, w, channels]
@@ -80,12 +83,22 @@ def _position(attention: Any, q: torch.Tensor, q_size: Size, k_size: Size) -> to
         k_size,
         strict=True,
     )
-    t, h, w = (
+    terms = [
         torch.einsum(f"bnthwc,{axis}kc->bnthwk", grid, _relative(table, queries, keys))
         for axis, table, queries, keys in axes
-    )
-    total = t[..., :, None, None] + h[..., None, :, None] + w[..., None, None, :]
-    return total.flatten(5).flatten(2, 4)
+    ]
+    return torch.cat(terms, dim=5).flatten(2, 4)
+
+
+def _places(k_size: Size) -> torch.Tensor:
+    """1 where a key stands on each axis: [keys, t + h + w]."""
+    import numpy as np
+    import torch
+
+    # by numpy, so that the graph holds the result
+    places = np.indices(k_size).reshape(3, -1)
+    ones = [np.eye(length, dtype=np.float32)[at] for length, at in zip(k_size, places, strict=True)]
+    return torch.from_numpy(np.concatenate(ones, axis=1))
 
 
 def _relative(table: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
