@@ -39,7 +39,7 @@ from zoo_table import table
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "docs" / "zoo.json"
 TABLE = ROOT / "docs" / "zoo.md"
-LIMIT_S = 4 * 3600  # the largest takes one, on a core that other work shares
+LIMIT_S = 4 * 3600  # the largest models are slow on one core that other work shares
 # What a row depends on, and what of that it does not.
 CODE = (
     "scripts/zoo_case.py",
