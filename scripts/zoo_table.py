@@ -61,8 +61,12 @@ def table(rows: list[Row]) -> str:
 
 
 def _summary(proved: int, run: int) -> str:
-    counts = f"**{proved} of {run} configs are proved.**"
-    return counts if run == _ZOO else f"{counts} {_ZOO - run} of {_ZOO} are not run yet."
+    sentences = [f"**{proved} of {run} configs are proved.**"]
+    if proved < run:
+        sentences.append("The verdict of the others says why they are not.")
+    if run < _ZOO:
+        sentences.append(f"{_ZOO - run} of {_ZOO} are not run yet.")
+    return " ".join(sentences)
 
 
 def _line(row: Row) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import zoo_run
-from action_export.source import zoo_configs
+from action_export.errors import ConfigError
+from action_export.source import load_config, zoo_configs
 from zoo_table import table
 
 PROVED: dict[str, Any] = {
@@ -172,6 +173,16 @@ def test_the_table_has_each_figure_in_its_column() -> None:
         "time": "1.00*",
         "verdict": "proved",
     }
+
+
+def test_the_committed_table_proves_every_config_that_has_a_test_pipeline() -> None:
+    rows = json.loads(zoo_run.ROWS.read_text("utf-8"))
+    assert {row["config"] for row in rows} == set(zoo_configs())
+    for row in rows:
+        if row["verdict"] != "proved":
+            with pytest.raises(ConfigError, match="nor test_pipeline"):
+                load_config(row["config"])
+    assert zoo_run.TABLE.read_text("utf-8") == table(rows)
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
