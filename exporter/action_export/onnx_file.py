@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,18 @@ _LARGEST_WEIGHTS = 2**31 - 2**24
 
 # onnx.proto's numbers of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""The metadata in which torch's exporter lists the modules around a node, outermost first."""
+
+
+def module_of(node: Any) -> str:
+    """The path of the module of the network that a node of a ModelProto comes from, or nothing."""
+    entries = {entry.key: entry.value for entry in node.metadata_props}
+    scopes: list[str] = ast.literal_eval(entries.get(SCOPES, "[]"))
+    # the last scope is the operator's own name
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def save(model: Any, path: Path) -> tuple[str, ...]:

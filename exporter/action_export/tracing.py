@@ -77,6 +77,7 @@ def onnx_from_module(
                 opset_version=opset,
                 custom_translation_table={torch.ops.aten.roll.default: _roll},
                 verbose=False,
+                optimize=False,  # see optimise.py
             )
     except torch.onnx.OnnxExporterError as exc:
         raise TracingError(
@@ -122,9 +123,8 @@ def _check_axes(graph: Any, clips: TensorSpec, scores: TensorSpec) -> None:
 
 def _tidy(model: Any) -> None:
     """Drops what only a debugger of the exporter reads, among it paths of this machine."""
-    kept = "pkg.torch.onnx.name_scopes"  # the module that a node comes from
     for node in model.graph:
-        for key in [key for key in node.metadata_props if key != kept]:
+        for key in [key for key in node.metadata_props if key != onnx_file.SCOPES]:
             del node.metadata_props[key]
     for holder in (model, model.graph):
         holder.metadata_props.clear()

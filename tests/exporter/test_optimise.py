@@ -133,14 +133,35 @@ def test_equal_constants_are_kept_once() -> None:
 
 def test_constants_of_equal_bytes_and_another_type_or_shape_stay() -> None:
     model = graph(
-        """g (float[batch, 6, 4] x) => (float[batch, 6, 4] y, int32[2] i) {
+        """g (float[batch, 6, 4] x) => (float[batch, 6, 4] y, int32[batch, 6, 4] i) {
             p = Mul(x, a)
             y = Add(p, b)
-            i = Abs(n)
+            m = Cast<to = 6>(x)
+            i = Add(m, n)
         }""",
         a=np.zeros((1, 2, 1), np.float32)[:, :1],
         b=np.zeros((1, 1), np.float32),
-        n=np.zeros(2, np.int32),
+        n=np.zeros((1, 1, 1), np.int32),
     )
     assert_unchanged(model, x=x())
     assert sorted(model.graph.initializers) == ["a", "b", "n"]
+
+
+def test_what_is_known_is_folded_and_what_it_leaves_is_fused() -> None:
+    model = graph(
+        """g (float[batch, 6, 4] x) => (float[batch, 6, 1] y) {
+            first = Constant<value_ints = [0]>()
+            axis = Constant<value_ints = [2]>()
+            step = Constant<value_ints = [1]>()
+            half = Constant<value_floats = [0.5]>()
+            scale = Add(half, half)
+            whole = Slice(x, first, LAST, axis, step)
+            scaled = Mul(whole, scale)
+            there = Transpose<perm = [0, 2, 1]>(scaled)
+            back = Transpose<perm = [0, 2, 1]>(there)
+            y = ReduceMean<keepdims = 1>(back, axis)
+        }""",
+        LAST=np.array([2**63 - 1]),
+    )
+    assert_unchanged(model, x=x())
+    assert kinds(model) == {"Mul": 1, "ReduceMean": 1}

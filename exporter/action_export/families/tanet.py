@@ -20,6 +20,7 @@ def without_batch_in_the_groups(model: torch.nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, TAM):
+            module.register_buffer("bands", _bands(module), persistent=False)
             module.forward = MethodType(_temporal_adaptive, module)
 
 
@@ -36,7 +37,7 @@ def _temporal_adaptive(tam: Any, x: torch.Tensor) -> torch.Tensor:
     frames = x.reshape(-1, segments, channels, height * width).transpose(1, 2)
     pooled = frames.mean(dim=3)  # [batch, channels, segments]
     taps = tam.G(pooled.reshape(-1, segments))  # [batch * channels, taps]
-    bands = (taps @ _bands(tam).to(taps)).reshape(-1, channels, segments, segments)
+    bands = (taps @ tam.bands).reshape(-1, channels, segments, segments)
     mixed: torch.Tensor = (bands * tam.L(pooled).unsqueeze(2)) @ frames
     return mixed.transpose(1, 2).reshape(-1, channels, height, width)
 

@@ -41,13 +41,18 @@ def linear_sampler(data: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    batch, frames, channels, height, width = data.shape
     below = torch.floor(offset)
     flat = data.flatten(3)
-    above_share = (offset - below).repeat_interleave(channels // offset.shape[1], dim=1)
-    above_share = above_share[:, None, :, None]
-    mixed = (1 - above_share) * tin_shift(flat, below) + above_share * tin_shift(flat, below + 1)
-    return mixed.reshape(batch, frames, channels, height, width)
+    lower, upper = (
+        _grouped(tin_shift(flat, shift), offset.shape[1]) for shift in (below, below + 1)
+    )
+    upper_share = (offset - below)[:, None, :, None]
+    return ((1 - upper_share) * lower + upper_share * upper).reshape(data.shape)
+
+
+def _grouped(data: torch.Tensor, groups: int) -> torch.Tensor:
+    """[batch, frames, groups, values of a group's channels] of data with all channels."""
+    return data.reshape(*data.shape[:2], groups, -1)
 
 
 def shift_in_plain_operations(model: torch.nn.Module) -> Decision:
@@ -83,9 +88,8 @@ def _interlace(interlace: Any, x: torch.Tensor) -> torch.Tensor:
     offset = interlace.offset_net(pooled)[:, 0]  # [batch, groups]
     weight = interlace.weight_net(pooled)  # [batch, segments, groups]
     shifted = linear_sampler(part, torch.cat([offset, -offset], dim=1))
-    per_channel = torch.cat([weight, weight], dim=2)
-    per_channel = per_channel.repeat_interleave(folded // per_channel.shape[2], dim=2)
-    weighted = (shifted * per_channel[..., None, None]).reshape(-1, folded, height, width)
+    weights = torch.cat([weight, weight], dim=2)[..., None]
+    weighted = (_grouped(shifted, weights.shape[2]) * weights).reshape(-1, folded, height, width)
     return torch.cat([weighted, x[:, folded:]], dim=1)
 
 
