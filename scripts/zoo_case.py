@@ -224,7 +224,7 @@ def _time_ratio(
     ratios = [ratio]
     if first < LONG_S:
         # the first round allocates, which tells beside a short one
-        count = int(np.clip(TIMED_S / first, 5, 25))
+        count = int(np.clip(TIMED_S / first, 2, 25))
         ratios = [_round(ours, theirs)[1] for _ in range(count)]
     return {
         "time_ratio": round(statistics.median(ratios), 3),

@@ -3,6 +3,7 @@
     scripts/zoo                    # whatever has no row of this code yet, in docs/zoo.json
     scripts/zoo tsm swin           # of these families only
     scripts/zoo --again            # also what has a row
+    scripts/zoo --precisions       # one config of each family in every precision, and for TensorRT
 
 A row is written as soon as its config is done, so a run that is stopped goes on where it was. It
 carries a digest of the code that an export runs through: rows of other code are dropped, so that
@@ -25,6 +26,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +35,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from support.zoo import CASES
 from zoo_table import table
 
 ROOT = Path(__file__).parent.parent
-ROWS = ROOT / "docs" / "zoo.json"
-TABLE = ROOT / "docs" / "zoo.md"
+DOCS = ROOT / "docs"
 LIMIT_S = 4 * 3600  # the largest models are slow on one core that other work shares
-# What a row depends on, and what of that it does not.
+# What every row depends on, and what of that it does not.
 CODE = (
-    "scripts/zoo_case.py",
     "tests/support/weights.py",
     "tests/support/zoo_packages.py",
     "tests/support/videos.py",
@@ -52,19 +54,47 @@ CODE = (
 )
 ASIDE = ("cli", "serve", "example", "live.py", "errors.py", "__pycache__")
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A table: the script that makes a row, where the rows are, and what they depend on.
+
+    code: beside CODE. aside: of CODE, beside ASIDE.
+    """
+
+    script: str
+    rows: str
+    code: tuple[str, ...]
+    aside: tuple[str, ...] = ()
+
+
+ZOO = Kind(
+    script="zoo_case.py",
+    rows="zoo.json",
+    code=("scripts/zoo_case.py",),
+    # for graphs that are not float32, and for plans
+    aside=("precision.py", "tensorrt.py", "gpu.py", "build_plan.sh.j2"),
+)
+PRECISIONS = Kind(
+    script="precision_case.py",
+    rows="precisions.json",
+    code=("scripts/precision_case.py", "tests/support/zoo.py"),
+)
+PAGE = "zoo.md"
+
 Row = dict[str, Any]
 
 
 class Rows:
-    """The rows of one code by config, written to docs/zoo.json again after each that is added.
+    """The rows of one code by config, written to docs/ again after each that is added.
 
     There is one writer, see alone(). codes: the digest of each family's code.
     """
 
-    def __init__(self, path: Path, codes: Mapping[str, str]) -> None:
-        self._path = path
+    def __init__(self, kind: Kind, codes: Mapping[str, str]) -> None:
+        self._kind = kind
         self._lock = threading.Lock()
-        known = json.loads(path.read_text("utf-8")) if path.exists() else []
+        known = read_rows(kind)
         self._rows: dict[str, Row] = {
             row["config"]: row for row in known if row["code"] == codes.get(row["family"])
         }
@@ -76,18 +106,24 @@ class Rows:
         with self._lock:
             self._rows[row["config"]] = row
             rows = sorted(self._rows.values(), key=lambda row: (row["family"], row["config"]))
-            _replace(self._path, json.dumps(rows, indent=1) + "\n")
-            _replace(TABLE, table(rows))
+            _replace(DOCS / self._kind.rows, json.dumps(rows, indent=1) + "\n")
+            _replace(DOCS / PAGE, table(read_rows(ZOO), read_rows(PRECISIONS)))
 
 
-def digests(families: Iterable[str]) -> dict[str, str]:
+def read_rows(kind: Kind) -> list[Row]:
+    path = DOCS / kind.rows
+    rows: list[Row] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    return rows
+
+
+def digests(kind: Kind, families: Iterable[str]) -> dict[str, str]:
     """Of the code that the rows of each family depend on; families/NAME.py is of NAME's alone."""
-    named = set(families)
+    named, aside = set(families), {*ASIDE, *kind.aside}
     content = {family: hashlib.sha256() for family in named}
-    for name in CODE:
+    for name in (*kind.code, *CODE):
         top = ROOT / name
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
-            if path.is_file() and not set(path.relative_to(ROOT).parts) & set(ASIDE):
+            if path.is_file() and not set(path.relative_to(ROOT).parts) & aside:
                 alone = path.parent.name == "families" and path.stem in named
                 for family in {path.stem} if alone else named:
                     content[family].update(path.read_bytes())
@@ -115,8 +151,10 @@ def _replace(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def zoo_families() -> dict[str, str]:
-    """The family of each config of the zoo, which is its folder."""
+def folders_of(kind: Kind) -> dict[str, str]:
+    """The configs of a table, each with its folder in the zoo."""
+    if kind is PRECISIONS:
+        return {case.config: case.family for case in CASES}
     return {
         name: path.relative_to(_recognition(path)).parts[0] for name, path in zoo_configs().items()
     }
@@ -146,7 +184,8 @@ def _recognition(path: Path) -> Path:
 class Jobs:
     """Runs each config in a process of its own: its memory can be told and cannot pile up."""
 
-    def __init__(self, codes: Mapping[str, str], threads: int) -> None:
+    def __init__(self, kind: Kind, codes: Mapping[str, str], threads: int) -> None:
+        self._kind = kind
         self._codes = codes
         self._environment = {
             **os.environ,
@@ -160,7 +199,7 @@ class Jobs:
         try:
             with tempfile.TemporaryDirectory(prefix="action-export-zoo-") as folder:
                 verdict = self._verdict(
-                    [sys.executable, str(ROOT / "scripts" / "zoo_case.py"), config, folder]
+                    [sys.executable, str(ROOT / "scripts" / self._kind.script), config, folder]
                 )
         # one config without room or memory must not cost the others their rows
         except OSError as exc:
@@ -213,13 +252,17 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="folders of the zoo")
     parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="configs at once")
     parser.add_argument("--again", action="store_true", help="also those that have a row")
+    parser.add_argument(
+        "--precisions", action="store_true", help="one config of each family in every precision"
+    )
     arguments = parser.parse_args()
-    with alone(ROWS.parent):
-        folders = zoo_families()
-        codes = digests(folders.values())
-        rows = Rows(ROWS, codes)
+    kind = PRECISIONS if arguments.precisions else ZOO
+    with alone(DOCS):
+        folders = folders_of(kind)
+        codes = digests(kind, folders.values())
+        rows = Rows(kind, codes)
         todo = wanted(arguments.families, folders, rows, again=arguments.again)
-        jobs = Jobs(codes, threads=max(1, (os.cpu_count() or 1) // arguments.jobs))
+        jobs = Jobs(kind, codes, threads=max(1, (os.cpu_count() or 1) // arguments.jobs))
         return run_all(todo, rows, jobs, arguments.jobs)
 
 
@@ -253,7 +296,7 @@ def run_all(todo: list[tuple[str, str]], rows: Rows, jobs: Jobs, at_once: int) -
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             jobs.stop()
-    console.print(f"{len(todo) - failed} proved, {failed} not; {TABLE}", markup=False)
+    console.print(f"{len(todo) - failed} proved, {failed} not; {DOCS / PAGE}", markup=False)
     return 1 if failed else 0
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from action_export.precision import BOUNDS
 
 Row = dict[str, Any]
 
@@ -12,7 +15,8 @@ _HEAD = """\
 # The zoo
 
 Every recognizer of mmaction2 1.2's `configs/recognition`, through the whole job: a checkpoint, the
-export, the proof, publishing. `scripts/zoo` wrote this page and `zoo.json`, which has more figures.
+export, the proof, publishing. `scripts/zoo` wrote this page, and `zoo.json` and `precisions.json`,
+which have more figures.
 
 {summary}
 
@@ -41,8 +45,8 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def table(rows: list[Row]) -> str:
-    """The page. Rows must be sorted by family."""
+def table(rows: list[Row], precisions: list[Row]) -> str:
+    """The page. Rows must be sorted by family; precisions: those of the second table."""
     proved = sum(row["verdict"] == "proved" for row in rows)
     parts = [_HEAD.format(summary=_summary(proved, len(rows)))]
     for family in dict.fromkeys(row["family"] for row in rows):
@@ -50,6 +54,7 @@ def table(rows: list[Row]) -> str:
         parts.append("| " + " | ".join(_COLUMNS) + " |\n")
         parts.append("|---|---|---|" + "---:|" * (len(_COLUMNS) - 4) + "---|\n")
         parts += [_line(row) for row in rows if row["family"] == family]
+    parts += _precisions(precisions)
     options = [
         f"- `{row['config']}`: `--cfg-options {' '.join(row['cfg_options'])}`\n"
         for row in rows
@@ -58,6 +63,60 @@ def table(rows: list[Row]) -> str:
     if options:
         parts += ["\n## Configs that need an option beside today's packages\n\n", *options]
     return "".join(parts)
+
+
+_PRECISIONS_HEAD = """
+## Precisions, and TensorRT
+
+One config of each family in each precision, as `--accelerator tensorrt` writes it: one graph that
+ONNX Runtime and TensorRT both read.
+
+- *graph*: its size in MiB. *error*: as above, and of the scores that a live server gave to four
+  concurrent requests ({server}); of fp16 also of the graph that rounds as a GPU does. The bounds
+  are 1e-4, {fp16:.3g} and {int8:.3g}.
+- *plan*: its size in MiB, built by NVIDIA's parser and builder without a GPU ({plans}). None
+  has run: [tensorrt.md](tensorrt.md) says what was checked where.
+- Weights that no training made robust lose more in int8 than trained ones do: what breaks the bound
+  is refused, as it would be for a user.
+
+"""
+
+
+def _precisions(rows: list[Row]) -> list[str]:
+    served = [row for row in rows if "precisions" in row]
+    if not served:
+        return []
+    done = [each for row in served for each in row["precisions"].values() if "server" in each]
+    plans = [each["plan"] for each in done if each["plan"]["verdict"] == "built"]
+    head = _PRECISIONS_HEAD.format(
+        server=", ".join({each["server"] for each in done}),
+        plans=", ".join({f"{p['tensorrt']}, for {p['compute_capability']}" for p in plans}),
+        fp16=BOUNDS["fp16"],
+        int8=BOUNDS["int8"],
+    )
+    names = ("fp32", "fp16", "int8")
+    columns = [f"{name} {what}" for name in names for what in ("graph", "error", "plan")]
+    return [
+        head,
+        "| family | config | " + " | ".join(columns) + " |\n",
+        "|---|---|" + "---:|" * len(columns) + "\n",
+        *(
+            f"| {row['family']} | `{row['config']}` | "
+            + " | ".join(cell for name in names for cell in _cells(row["precisions"][name]))
+            + " |\n"
+            for row in served
+        ),
+    ]
+
+
+def _cells(precision: Row) -> tuple[str, str, str]:
+    """Graph, error, plan; of what was refused, why."""
+    if precision["verdict"] != "proved":
+        off = re.search(r"by ([\d.e-]+) of their spread", precision["verdict"])
+        return "", f"refused: {off[1]}" if off else precision["verdict"], ""
+    plan = precision["plan"]
+    built = f"{plan['mb']:.0f}" if plan["verdict"] == "built" else plan["verdict"]
+    return f"{precision['graph_mb']:.0f}", f"{precision['error']:.1e}", built
 
 
 def _summary(proved: int, run: int) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,30 +13,42 @@ from action_runtime.spec import Contract
 
 from action_export import (
     example,
-    live,
     manifest,
     parity,
+    precision,
     preprocess,
     reference,
     repository,
     source,
+    tensorrt,
     tracing,
 )
-from action_export.errors import ConfigError, DependencyError
-from action_export.families import FAMILIES, Decision, Family, decide, family_of, patch
+from action_export.errors import ConfigError, RepositoryError
+from action_export.families import FAMILIES, decide, family_of, patch
+from action_export.gpu import Gpu
 from action_export.graph import serving_module
+from action_export.job import Job
 from action_export.progress import Steps
+from action_export.proof import Builder, Proof
 from action_export.reference import Reference
 from action_export.tracing import Graph
-from action_export.triton import check_release
-from action_export.types import Check, ExportRequest, ExportResult, OnStep, StepEvent, Tensors
+from action_export.triton import (
+    check_format,
+    check_release,
+    check_tensorrt,
+    recognizer_runtime,
+    tensorrt_of,
+)
+from action_export.types import (
+    ExportRequest,
+    ExportResult,
+    OnStep,
+    StepEvent,
+    Tensors,
+)
 
 if TYPE_CHECKING:
     import torch
-
-
-# the device file of NVIDIA's kernel driver
-_NVIDIA = Path("/dev/nvidiactl")
 
 
 def _ignore(event: StepEvent) -> None:
@@ -55,51 +68,38 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     request = _with_example(request)
     check_release(request.triton_version, request.opset)
     tracing.check_opset(request.opset)
+    precision.check_calibration(request.precision, request.calibration)
+    check_format(request)
+    builder = None if request.dry_run else _builder_for(request)
+    for video in request.calibration:
+        reference.check_video(video)
     job, model = _load(request, steps)
     if request.dry_run:
         return _result(job, steps, dry_run=True)
     with repository.staging(request.triton_repo) as stage:
         repository.write(job.plan, stage)
         references = _references(job, model, steps)
-        graph = _trace(job, model, stage, steps)
+        exact = _trace(job, model, stage, steps)
         # A large model's weights would stand beside those that the proof loads. Patches and the
         # module that was traced refer to each other in cycles, which only the collector frees.
         del model
         gc.collect()
-        checks = _prove(job, stage, graph, references, steps)
+        proved = Proof(job=job, stage=stage, builder=builder, steps=steps).run(exact, references)
         with steps("publish") as step:
-            record = manifest.build(
-                request=request,
-                plan=job.plan,
-                contract=job.contract,
-                tensors=job.tensors,
-                graph=graph,
-                references=references,
-                checks=checks,
-                decisions=job.decisions,
-                notes=job.notes,
-            )
+            record = manifest.build(job, proved, references)
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (stage / job.plan.manifest).write_text(text, encoding="utf-8")
             repository.publish(job.plan, stage)
             step.result = f"{job.plan.names.ensemble} version {job.plan.version}"
     beside = Path(job.plan.graph).parent
-    files = {*job.plan.files, *(str(beside / name) for name in graph.files)}
-    return replace(_result(job, steps), files=tuple(sorted(files)), checks=checks, manifest=record)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """What is known before anything is run or traced."""
-
-    request: ExportRequest
-    family: Family
-    decisions: tuple[Decision, ...]
-    preprocessing: preprocess.Preprocessing
-    contract: Contract
-    tensors: Tensors
-    plan: repository.Plan
-    notes: tuple[str, ...]
+    weights = () if proved.engine else proved.graph.files
+    files = {*job.plan.files, *(str(beside / name) for name in weights)}
+    return replace(
+        _result(job, steps),
+        files=tuple(sorted(files)),
+        checks=proved.checks,
+        manifest=record,
+    )
 
 
 def default_batch(views: int) -> int:
@@ -125,7 +125,7 @@ def _with_example(request: ExportRequest) -> ExportRequest:
     )
 
 
-def _load(request: ExportRequest, steps: Steps) -> tuple[_Job, torch.nn.Module]:
+def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
     assert request.config is not None
     assert request.checkpoint is not None
     names = repository.check_name(request.name or Path(request.config).stem)
@@ -146,16 +146,18 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[_Job, torch.nn.Module]:
             config, labels=labels, provenance=manifest.provenance(config, checkpoint)
         )
         tensors = Tensors.of(contract, request.max_batch_size or default_batch(contract.views))
+        runtime = recognizer_runtime(request, tensors.clips, _identity(request, contract))
         plan = repository.plan(
             request.triton_repo,
             names,
             contract=contract,
             tensors=tensors,
+            runtime=runtime,
             device=request.device,
             version=request.model_version,
         )
         step.result = f"version {plan.version}, {contract.views} views, {len(plan.files)} files"
-    job = _Job(
+    job = Job(
         request=request,
         family=family,
         decisions=decisions,
@@ -163,10 +165,12 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[_Job, torch.nn.Module]:
         contract=contract,
         tensors=tensors,
         plan=plan,
+        runtime=runtime,
         notes=(
             *config.notes,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
+            *_tensorrt_notes(request),
         ),
     )
     return job, model
@@ -183,7 +187,29 @@ def _view_notes(contract: Contract) -> tuple[str, ...]:
     )
 
 
-def _trace(job: _Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Graph:
+def _identity(request: ExportRequest, contract: Contract) -> str:
+    """Differs wherever the served graph could: its weights, shapes, precision or opset."""
+    parts = [contract.to_json(), request.precision, str(request.opset)]
+    parts += [source.file_sha256(video) for video in request.calibration]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _tensorrt_notes(request: ExportRequest) -> tuple[str, ...]:
+    """What TensorRT will do later, and the proof has not seen."""
+    if request.accelerate:
+        return (
+            "the server builds TensorRT's engine when it first loads the model, which takes "
+            "minutes; the graph is proved, that engine is not",
+        )
+    if not request.plan_in_container:
+        return ()
+    return (
+        f"{repository.SCRIPT} must run in the serving image, on its GPU, before a server loads the "
+        "model; the graph is proved, the plan that TensorRT will build of it is not",
+    )
+
+
+def _trace(job: Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Graph:
     with steps("trace graph") as step:
         patch(model, job.family)
         module = serving_module(
@@ -191,26 +217,29 @@ def _trace(job: _Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Grap
             layout=job.preprocessing.layout,
             average=job.contract.average,
             modality=job.preprocessing.modality,
+            cast_first=job.runtime.tensorrt,
         )
         graph = tracing.onnx_from_module(
             module,
             clips=job.tensors.clips,
             scores=job.tensors.scores,
             opset=job.request.opset,
-            path=stage / job.plan.graph,
+            path=job.graph_path(stage, "fp32"),
         )
         step.result = f"{graph.nodes} nodes, opset {graph.opset}"
     return graph
 
 
-def _references(job: _Job, model: torch.nn.Module, steps: Steps) -> tuple[Reference, ...]:
+def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Reference, ...]:
     """Of the bundled clips no more than two that mmaction2 tells apart; of the user's, all."""
     videos = job.request.videos or example.CLIPS
     references: list[Reference] = []
     with steps("run mmaction2") as step:
         for video in videos:
             references.append(reference.run_mmaction(model, job.preprocessing, video))
-            distinct = parity.distinguishable(tuple(references), job.family.tolerance)
+            # a wide bound tells a mix-up only of videos that lie further apart
+            wanted = max(job.family.tolerance, 2 * job.bound / parity.MARGIN)
+            distinct = parity.distinguishable(tuple(references), wanted)
             if not job.request.videos and len(distinct) >= 2:
                 break
         parity.require_distinguishable(tuple(references), job.family.tolerance)
@@ -218,50 +247,27 @@ def _references(job: _Job, model: torch.nn.Module, steps: Steps) -> tuple[Refere
     return tuple(references)
 
 
-def _prove(
-    job: _Job, stage: Path, graph: Graph, references: tuple[Reference, ...], steps: Steps
-) -> tuple[Check, ...]:
-    distinct = parity.distinguishable(references, job.family.tolerance)
-    with steps("prove pixels") as step:
-        pixels = parity.verify_pixels(references, job.contract)
-        step.result = parity.summary(pixels)
-    with steps("prove graph") as step:
-        scores = parity.verify_graph(graph.path, distinct, job.tensors.clips, job.family.tolerance)
-        step.result = parity.summary(scores)
-    parity.require(pixels + scores)
-    served = _prove_live(job, stage, distinct, steps)
-    parity.require(served)
-    return pixels + scores + served
+def _builder_for(request: ExportRequest) -> Builder | None:
+    """None where no plan is built here; else one whose plan the server can load."""
+    if request.format != "tensorrt" or request.plan_in_container:
+        return None
+    cache = request.engine.timing_cache
+    if cache is not None and (cache.is_dir() or not cache.parent.is_dir()):
+        raise RepositoryError(
+            f"{cache} is no file that can be written",
+            hint="name a file in a folder that exists: --timing-cache FILE",
+        )
+    served = tensorrt_of(request)
+    trt = tensorrt.installed(served)
+    check_tensorrt(trt.__version__, served, request)
+    gpu = Gpu()
+    target = tensorrt.Target(
+        trt=trt, compute_capability=gpu.compute_capability, options=request.engine
+    )
+    return Builder(target=target, gpu=gpu)
 
 
-def _prove_live(
-    job: _Job, stage: Path, references: tuple[Reference, ...], steps: Steps
-) -> tuple[Check, ...]:
-    request = job.request
-    if request.proof == "graph":
-        return ()
-    with steps("prove server") as step:
-        if request.proof == "auto" and request.device == "gpu" and not _NVIDIA.exists():
-            step.result = "skipped: --device gpu, and there is no GPU here"
-            return ()
-        try:
-            check = live.verify_live(
-                stage,
-                model=job.plan.names.ensemble,
-                tensors=job.tensors,
-                references=references,
-                tolerance=job.family.tolerance,
-            )
-        except DependencyError as exc:
-            if request.proof == "server":
-                raise
-            step.result = f"skipped: {exc.message}"
-            return ()
-        step.result = parity.summary((check,))
-    return (check,)
-
-
-def _result(job: _Job, steps: Steps, *, dry_run: bool = False) -> ExportResult:
+def _result(job: Job, steps: Steps, *, dry_run: bool = False) -> ExportResult:
     return ExportResult(
         name=job.plan.names.ensemble,
         version=job.plan.version,
@@ -272,4 +278,7 @@ def _result(job: _Job, steps: Steps, *, dry_run: bool = False) -> ExportResult:
         contract=job.contract,
         tensors=job.tensors,
         dry_run=dry_run,
+        triton_version=job.request.triton_version,
+        server_flags=job.runtime.server_flags,
+        engine_cache=job.runtime.accelerator.get("trt_engine_cache_path", ""),
     )

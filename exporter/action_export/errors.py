@@ -13,7 +13,8 @@ ActionExportError
 ├── ContractChangedError  12   the name is taken by a model with another contract
 ├── DependencyError       13   an optional package is missing
 ├── ServeError            14   tritonserver cannot be started, or refuses a model
-└── VideoError            15   a video of the proof cannot be read
+├── VideoError            15   a video of the proof cannot be read
+└── EngineError           16   TensorRT cannot parse or build the graph
 
 2 is argparse's own (a wrong option) and 1 a bug, which prints its traceback.
 """
@@ -116,3 +117,9 @@ class VideoError(ActionExportError):
     """A video of the proof cannot be read."""
 
     exit_code = 15
+
+
+class EngineError(ActionExportError):
+    """TensorRT cannot parse the graph, or build a plan of it."""
+
+    exit_code = 16

@@ -16,11 +16,15 @@ def serving_module(
     layout: Layout,
     average: Literal["prob", "score"],
     modality: Modality = "RGB",
+    cast_first: bool = False,
 ) -> torch.nn.Module:
     """Wraps a recognizer in eval mode so that it maps `clips` to what `model.predict` scores.
 
     The module takes uint8 [batch, views, clip_len, h, w, channels] and returns float32
     [batch, classes]. Rows are independent: views are averaged within a row only.
+
+    cast_first: for TensorRT, which can do nothing with uint8 but cast it (TensorRT documentation,
+        "DataType"). Otherwise bytes are transposed, which is a quarter of the memory to move.
     """
     import torch
     from torch.nn.functional import softmax
@@ -35,8 +39,10 @@ def serving_module(
 
         def forward(self, clips: torch.Tensor) -> torch.Tensor:
             batch = clips.shape[0]
-            # Transposed while still uint8: a quarter of the bytes to move. Contiguous, because the
-            # exporter spells out the strides of what it takes for channels_last (as_strided).
+            if cast_first:
+                clips = clips.float()
+            # Contiguous, because the exporter spells out the strides of what it takes for
+            # channels_last (as_strided).
             if layout == "NCHW":
                 images = clips.permute(0, 1, 2, 5, 3, 4)
                 # A 2D model takes each frame as an image, or the flow of a clip as one: x, y, x, y.

@@ -7,6 +7,7 @@ different videos together; the scores must be mmaction2's.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +16,63 @@ from numpy.typing import NDArray
 from action_export.errors import ServeError
 from action_export.parity import compare_scores
 from action_export.reference import Reference
-from action_export.serve import serve
+from action_export.serve import ServerOptions, serve
 from action_export.types import Check, Tensors
 
 _ROUNDS = 2
 _TIMEOUT_S = 600.0
 
 
-def verify_live(
-    stage: Path,
-    *,
-    model: str,
-    tensors: Tensors,
-    references: tuple[Reference, ...],
-    tolerance: float,
-) -> Check:
-    """Serves `stage` and compares the ensemble's scores with the references.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """What is served. model: the ensemble's name; recognizer: that of its last step."""
+
+    folder: Path
+    model: str
+    recognizer: str
+    tensors: Tensors
+    server_flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Of the difference, by where the server runs the recognizer."""
+
+    cpu: float
+    gpu: float
+
+
+def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bounds) -> Check:
+    """Serves what is staged, and compares the ensemble's scores with the references.
 
     Raises:
         DependencyError: there is no tritonserver.
         ServeError: it does not load the models, or answers with an error.
     """
     rows = references * _ROUNDS
-    with serve(stage) as server, ThreadPoolExecutor(max_workers=len(rows)) as pool:
+    options = ServerOptions(extra_args=staged.server_flags)
+    with (
+        serve(staged.folder, options) as server,
+        ThreadPoolExecutor(max_workers=len(rows)) as pool,
+    ):
         url = server.grpc_url
-        scores = list(pool.map(lambda row: _infer(url, model, tensors, row), rows))
+        on_gpu = _runs_on_gpu(url, staged.recognizer)
+        scores = list(pool.map(lambda row: _infer(url, staged.model, staged.tensors, row), rows))
     return compare_scores(
-        f"live server, {len(rows)} at once", list(zip(scores, rows, strict=True)), tolerance
+        f"live server, {len(rows)} at once",
+        list(zip(scores, rows, strict=True)),
+        bounds.gpu if on_gpu else bounds.cpu,
     )
+
+
+def _runs_on_gpu(url: str, model: str) -> bool:
+    """What the server made of the instances of the model, which the config may leave to it."""
+    from tritonclient.grpc import InferenceServerClient, model_config_pb2
+
+    kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    with InferenceServerClient(url) as client:
+        config = client.get_model_config(model).config
+    return any(group.kind == kind for group in config.instance_group)
 
 
 def _infer(url: str, model: str, tensors: Tensors, reference: Reference) -> NDArray[np.float32]:

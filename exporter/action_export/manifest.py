@@ -11,15 +11,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from action_runtime.spec import Contract
-
 from action_export import __version__
-from action_export.families import Decision
+from action_export.job import Job, Proved
 from action_export.reference import Reference
-from action_export.repository import Plan
 from action_export.source import Checkpoint, RecognizerConfig, file_sha256
-from action_export.tracing import Graph
-from action_export.types import Check, ExportRequest, Tensors
+from action_export.tensorrt import Engine
+from action_export.types import ExportRequest
 
 SCHEMA = 1
 _PACKAGES = (
@@ -46,41 +43,45 @@ def provenance(config: RecognizerConfig, checkpoint: Checkpoint) -> dict[str, st
     }
 
 
-def build(
-    *,
-    request: ExportRequest,
-    plan: Plan,
-    contract: Contract,
-    tensors: Tensors,
-    graph: Graph,
-    references: tuple[Reference, ...],
-    checks: tuple[Check, ...],
-    decisions: tuple[Decision, ...],
-    notes: tuple[str, ...],
-) -> dict[str, Any]:
+def build(job: Job, proved: Proved, references: tuple[Reference, ...]) -> dict[str, Any]:
     """Everything that is needed to repeat the export and to judge its proof."""
+    request, graph = job.request, proved.graph
     return {
         "schema": SCHEMA,
-        "name": plan.names.ensemble,
-        "version": plan.version,
+        "name": job.plan.names.ensemble,
+        "version": job.plan.version,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command(request),
-        "contract": json.loads(contract.to_json()),
-        "max_batch_size": tensors.clips.max_batch_size,
+        "contract": json.loads(job.contract.to_json()),
+        "max_batch_size": job.tensors.clips.max_batch_size,
         "triton_version": request.triton_version,
         "graph": {
+            "published": proved.engine is None,
             "files": [_file(graph.path.with_name(name)) for name in graph.files],
             "opset": graph.opset,
+            "precision": request.precision,
             "nodes": graph.nodes,
         },
+        "calibration": [_file(video) for video in request.calibration],
+        "engine": _engine(proved.engine) if proved.engine else None,
         "proof": {
             "videos": [_file(reference.video) for reference in references],
-            "checks": [asdict(check) for check in checks],
+            "checks": [asdict(check) for check in proved.checks],
         },
-        "decisions": {key: value for d in decisions for key, value in d.record.items()},
-        "notes": list(notes),
+        "decisions": {key: value for d in job.decisions for key, value in d.record.items()},
+        "notes": list(job.notes),
         "python": platform.python_version(),
         "packages": _versions(),
+    }
+
+
+def _engine(engine: Engine) -> dict[str, Any]:
+    return {
+        "file": _file(engine.path),
+        "tensorrt": engine.tensorrt,
+        "compute_capability": engine.compute_capability,
+        "profile": asdict(engine.profile),
+        "seconds": round(engine.seconds, 1),
     }
 
 
@@ -102,12 +103,29 @@ def command(request: ExportRequest) -> str:
         "--device": request.device if request.device != "auto" else None,
         "--triton-version": request.triton_version,
         "--opset": request.opset,
+        "--server-tensorrt": request.server_tensorrt,
+        "--precision": request.precision if request.precision != "fp32" else None,
+        "--format": request.format if request.format != "onnx" else None,
+        "--accelerator": "tensorrt" if request.accelerate else None,
+        "--builder-level": request.engine.level,
+        "--workspace": request.engine.workspace_mib,
+        "--timing-cache": request.engine.timing_cache,
+        "--hardware-compatible": (
+            None
+            if request.engine.hardware_compatible == "none"
+            else request.engine.hardware_compatible
+        ),
         "--proof": request.proof if request.proof != "auto" else None,
     }
     for option, value in options.items():
         words += [] if value is None else [option, str(value)]
     if request.cfg_options:
         words += ["--cfg-options", *request.cfg_options]
+    words += ["--plan-in-container"] if request.plan_in_container else []
+    words += ["--gpus", *request.gpus] if request.gpus else []
+    words += ["--version-compatible"] if request.engine.version_compatible else []
+    if request.calibration:
+        words += ["--calibration", *map(str, request.calibration)]
     if request.videos:
         words += ["--videos", *map(str, request.videos)]
     if request.trust_checkpoint:

@@ -22,13 +22,19 @@ class Steps:
     def __init__(self, on_step: OnStep) -> None:
         self._on_step = on_step
         self._finished: list[StepEvent] = []
+        self._running = ""
 
     @property
     def finished(self) -> tuple[StepEvent, ...]:
         return tuple(self._finished)
 
+    def progress(self, phase: str, share: float) -> None:
+        """Tells what the step that runs is at; `share` is 0 to 1."""
+        self._on_step(StepEvent(step=self._running, phase=f"{phase}, {share:.0%}"))
+
     @contextmanager
     def __call__(self, name: str) -> Iterator[Step]:
+        self._running = name
         self._on_step(StepEvent(step=name))
         started = time.perf_counter()
         step = Step()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from action_runtime.sampling import distinct
+from action_runtime.spec import Contract
+from action_runtime.transforms import make_clips
 from numpy.typing import NDArray
 
 from action_export.errors import ConfigError, DependencyError, VideoError, first_line
@@ -54,9 +56,7 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
     import torch
     from mmengine.dataset import pseudo_collate
 
-    _check_video(video)
-    with quiet():
-        passed, packed = run_pipeline(preprocessing, video)
+    passed, packed = _pipeline_of(preprocessing, video)
     # test_step may change what it is given, so the clips are taken first
     clips = _as_clips(packed["inputs"].numpy(), preprocessing)
     recognizer: Any = model
@@ -70,35 +70,67 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
             hint="mend `model` or the test pipeline of the config",
         ) from exc
     sampled = np.asarray(passed["frame_inds"], np.int32)
-    _, first_position = np.unique(sampled, return_index=True)
+    frames, frame_index = _distinct_frames(sampled, passed)
     return Reference(
         video=video,
         total_frames=int(passed["total_frames"]),
         fps=passed.get("avg_fps"),
         sampled=sampled,
-        frames=np.stack([passed["imgs"][position] for position in first_position]),
-        frame_index=distinct(sampled)[1],
+        frames=frames,
+        frame_index=frame_index,
         clips=clips,
-        scores=np.asarray(sample.pred_score, np.float32),
+        scores=np.asarray(sample.pred_score.cpu(), np.float32),
     )
 
 
-def _check_video(video: Path) -> None:
-    """Comes before mmaction2, because decord prints the bytes of what it cannot open."""
+def clips_of(preprocessing: Preprocessing, contract: Contract, video: Path) -> NDArray[np.uint8]:
+    """What the preprocess model makes of a video, [1, views, clip_len, h, w, C].
+
+    Raises what run_mmaction raises, without a model.
+    """
+    passed, _ = _pipeline_of(preprocessing, video)
+    sampled = np.asarray(passed["frame_inds"], np.int32)
+    return make_clips(*_distinct_frames(sampled, passed), contract)
+
+
+def _distinct_frames(
+    sampled: NDArray[np.int32], passed: dict[str, Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """The frames that were decoded for these positions, as a client sends them, and their index."""
+    _, first_position = np.unique(sampled, return_index=True)
+    frames = np.stack([passed["imgs"][position] for position in first_position])
+    return frames, distinct(sampled)[1]
+
+
+def _pipeline_of(
+    preprocessing: Preprocessing, video: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    check_video(video)
+    with quiet():
+        return run_pipeline(preprocessing, video)
+
+
+def check_video(video: Path) -> None:
+    """Raises VideoError for what is no video.
+
+    Comes before mmaction2, because decord prints the bytes of what it cannot open.
+    """
     import av
 
     if not video.is_file():
-        raise VideoError(f"there is no video file {video}", hint="check --videos")
+        raise VideoError(f"there is no video file {video}", hint="check the path")
     try:
         with av.open(str(video)) as container:
             streams = len(container.streams.video)
     except (av.error.FFmpegError, OSError) as exc:
         raise VideoError(
-            f"{video} is no video that can be read: {exc.strerror}",
-            hint="prove on other videos with --videos",
+            f"{video} is no video that can be read: {exc.strerror}", hint=_OTHER_VIDEOS
         ) from exc
     if not streams:
-        raise VideoError(f"{video} has no video stream", hint="check --videos")
+        raise VideoError(f"{video} has no video stream", hint=_OTHER_VIDEOS)
+
+
+_OTHER_VIDEOS = "name other videos (--videos proves, --calibration measures scales)"
 
 
 def run_pipeline(
@@ -175,7 +207,7 @@ def _apply(
     except Exception as exc:
         raise VideoError(
             f"mmaction2's {name} fails on {video}: {first_line(exc)}",
-            hint="prove on other videos with --videos",
+            hint=_OTHER_VIDEOS,
         ) from exc
     return output
 

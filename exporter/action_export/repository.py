@@ -17,7 +17,11 @@ from typing import Any
 from action_runtime.spec import PARAMETER, Contract, ContractError
 
 from action_export.errors import ContractChangedError, NameRefusedError, RepositoryError
+from action_export.triton import ONNX_RUNTIME, RecognizerRuntime
 from action_export.types import Device, Tensors
+
+SCRIPT = "build_plan.sh"
+"""What builds a plan in the serving image, in the version folder of the recognizer."""
 
 _INSTANCE_KINDS: dict[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 
@@ -87,6 +91,7 @@ def plan(
     *,
     contract: Contract,
     tensors: Tensors,
+    runtime: RecognizerRuntime = ONNX_RUNTIME,
     device: Device = "auto",
     version: int | None = None,
 ) -> Plan:
@@ -96,7 +101,7 @@ def plan(
         ContractChangedError: the name is taken by a model with another contract or other tensors.
         RepositoryError: the target cannot be read or is no directory, or the version is taken.
     """
-    texts = _render(names, contract=contract, tensors=tensors, device=device)
+    texts = _render(names, contract=contract, tensors=tensors, runtime=runtime, device=device)
     with _disk_errors(f"{repo} cannot be read"):
         if repo.exists() and not repo.is_dir():
             raise RepositoryError(f"{repo} is a file", hint="give --triton-repo a directory")
@@ -117,12 +122,18 @@ def plan(
             hint=f"--model-version {latest + 1} or higher; Triton serves the highest",
         )
     versioned = {f"{names.preprocess}/{chosen}/{path}": text for path, text in _runtime().items()}
+    if runtime.script is not None:
+        folder = f"{names.recognizer}/{chosen}"
+        template = _environment().get_template("build_plan.sh.j2")
+        versioned[f"{folder}/{SCRIPT}"] = template.render(
+            script=runtime.script, plans=runtime.plans, folder=folder
+        )
     return Plan(
         repo=repo,
         names=names,
         version=chosen,
         texts={**texts, **versioned},
-        graph=f"{names.recognizer}/{chosen}/model.onnx",
+        graph=f"{names.recognizer}/{chosen}/{runtime.writes}",
         manifest=f"{names.ensemble}/{chosen}/manifest.json",
         replaces=replaces,
     )
@@ -324,12 +335,20 @@ def _check_compatible(
             )
         if (list(old.input), list(old.output)) != (list(new.input), list(new.output)):
             changed.append(f"tensors of {name}")
+        # the config is of all versions, and would look for the same file in each
+        if _runs(old) != _runs(new):
+            changed.append(f"backend of {name}")
     if changed:
         raise ContractChangedError(
             f"{names.ensemble} is published in {repo} with another contract: "
             f"{', '.join(changed)} would change",
             hint="its clients would break; publish under a new --name",
         )
+
+
+def _runs(config: Any) -> tuple[str, str]:
+    """The backend and the file that it looks for; "" where the file is what the backend expects."""
+    return config.backend, config.default_model_filename
 
 
 def _read_config(path: Path) -> Any | None:
@@ -353,13 +372,19 @@ def _parse(text: str) -> Any:
 
 
 def _render(
-    names: Names, *, contract: Contract, tensors: Tensors, device: Device
+    names: Names,
+    *,
+    contract: Contract,
+    tensors: Tensors,
+    runtime: RecognizerRuntime,
+    device: Device,
 ) -> dict[str, str]:
     """config.pbtxt of the three models, each parsed as protobuf, and labels.txt."""
     environment = _environment()
     values = {
         "names": names,
         "tensors": tensors,
+        "recognizer": runtime,
         "labels": contract.labels,
         "contract": {"key": PARAMETER, "text": contract.to_json()},
         "instance_kind": _INSTANCE_KINDS[device],

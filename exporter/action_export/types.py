@@ -16,6 +16,10 @@ Layout = Literal["NCHW", "NCTHW"]
 Modality = Literal["RGB", "Flow"]
 """What the frames of the test dataset are, in mmaction2's words."""
 Proof = Literal["auto", "graph", "server"]
+Reduced = Literal["fp16", "int8"]
+Precision = Literal["fp32", Reduced]
+Format = Literal["onnx", "tensorrt"]
+Compatible = Literal["none", "ampere_plus", "same_compute_capability"]
 
 DYNAMIC = -1
 """An axis of any length, in the notation of config.pbtxt."""
@@ -84,6 +88,40 @@ class ViewOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How TensorRT builds a plan, here or in the server.
+
+    level: the builder optimization level, 0 (fast to build) to 5; None keeps TensorRT's default.
+    workspace_mib: memory that a layer may use at run time; None keeps TensorRT's default, all.
+    timing_cache: a file that is read if it exists, and written: later builds skip what it knows.
+    version_compatible: the plan also loads in later TensorRT releases of the same major version.
+    hardware_compatible: GPUs beside the one it is built on that may run it.
+    """
+
+    level: int | None = None
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: Compatible = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The shapes of an input that a plan runs: at least, best, and at most."""
+
+    name: str
+    least: tuple[int, ...]
+    best: tuple[int, ...]
+    most: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> Profile:
+        """One video to `max_batch_size`; the largest batch is what throughput is wanted for."""
+        most = spec.shape(spec.max_batch_size)
+        return cls(name=spec.name, least=spec.shape(1), best=most, most=most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
     """What the user asked for.
 
@@ -91,6 +129,12 @@ class ExportRequest:
     videos: the proof's inputs; empty for the bundled clips.
     max_batch_size: videos in one execution of the recognizer; None chooses by the views.
     triton_version: release of the server that will load the repository, such as "24.10".
+    server_tensorrt: the TensorRT in its image, where this package does not know the release.
+    calibration: the videos whose values give the scales of int8.
+    format: what the recognizer is served as: model.onnx, or a plan of TensorRT.
+    accelerate: let ONNX Runtime run model.onnx with its TensorRT provider, where there is one.
+    plan_in_container: write model.onnx and the script that builds the plan in the serving image.
+    gpus: the compute capabilities, such as "8.6", whose plans serve side by side; empty for one.
     """
 
     triton_repo: Path
@@ -102,7 +146,15 @@ class ExportRequest:
     max_batch_size: int | None = None
     device: Device = "auto"
     triton_version: str = "24.10"
+    server_tensorrt: str | None = None
     opset: int = 18
+    precision: Precision = "fp32"
+    calibration: tuple[Path, ...] = ()
+    format: Format = "onnx"
+    accelerate: bool = False
+    plan_in_container: bool = False
+    gpus: tuple[str, ...] = ()
+    engine: EngineOptions = EngineOptions()
     model_version: int | None = None
     cfg_options: tuple[str, ...] = ()
     trust_checkpoint: bool = False
@@ -138,9 +190,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEvent:
-    """Progress: a step began (`result` None) or ended."""
+    """Progress: a step began (`result` None), is at a phase, or ended."""
 
     step: str
+    phase: str = ""
     result: str | None = None
     seconds: float = 0.0
 
@@ -150,7 +203,11 @@ OnStep = Callable[[StepEvent], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What was published, or would be with `dry_run`: then there are no checks and no manifest."""
+    """What was published, or would be with `dry_run`: then there are no checks and no manifest.
+
+    triton_version, server_flags: of the server that must load it.
+    engine_cache: where in its container ONNX Runtime keeps TensorRT's engines, or "".
+    """
 
     name: str
     version: int
@@ -161,5 +218,8 @@ class ExportResult:
     contract: Contract
     tensors: Tensors
     dry_run: bool
+    triton_version: str
+    server_flags: tuple[str, ...] = ()
+    engine_cache: str = ""
     checks: tuple[Check, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)

@@ -6,18 +6,25 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from action_client import AsyncVideoClient, Classification, VideoClient
-from action_export import api, example
+from action_export import api, example, preprocess, source
 from action_export.mmaction_compat import import_mmaction
+from action_export.precision import BOUNDS, rounding_twin
+from action_export.reference import clips_of
 from action_export.serve import Server, ServerOptions, serve
-from action_export.types import ExportRequest, ExportResult
+from action_export.tracing import Graph
+from action_export.types import ExportRequest, ExportResult, ViewOptions
 from example_clips import write_dataset
+from numpy.typing import NDArray
 
 HELD_OUT_SEED = 20_260_000  # training and its own evaluation use others
+CALIBRATION_SEED = 20_270_000
 CLIPS = 200
 BOUND = 1e-4
 
@@ -44,24 +51,84 @@ def test_every_part_of_the_proof_ran_and_passed(exported: ExportResult) -> None:
     assert all(check.passed for check in exported.checks)
 
 
-@pytest.mark.timeout(600)
-def test_200_held_out_files_decide_as_mmaction_does(server: Server, tmp_path: Path) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Files that no training saw. labels: [files]. scores: mmaction2's, [files, classes]."""
+
+    videos: list[Path]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def accuracy(self, scores: NDArray[np.float32]) -> float:
+        return float((scores.argmax(axis=1) == self.labels).mean())
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
     import_mmaction()
     from mmaction.apis import inference_recognizer, init_recognizer
 
-    videos = [path for path, _ in write_dataset(tmp_path, seed=HELD_OUT_SEED, count=CLIPS)]
+    folder = tmp_path_factory.mktemp("held_out")
+    videos, labels = zip(*write_dataset(folder, seed=HELD_OUT_SEED, count=CLIPS), strict=True)
     assert len(videos) == CLIPS
     model = init_recognizer(str(example.CONFIG), str(example.CHECKPOINT), device="cpu")
-    expected = [inference_recognizer(model, str(video)).pred_score.numpy() for video in videos]
+    scores = [inference_recognizer(model, str(video)).pred_score.numpy() for video in videos]
+    return HeldOut(videos=list(videos), labels=np.array(labels), scores=np.stack(scores))
+
+
+def serve_all(server: Server, name: str, videos: list[Path]) -> NDArray[np.float32]:
+    """[videos, classes]"""
     with (
-        VideoClient(server.grpc_url, "example", timeout_s=60) as client,
+        VideoClient(server.grpc_url, name, timeout_s=60) as client,
         ThreadPoolExecutor(max_workers=8) as pool,
     ):
-        answers = list(pool.map(client.classify, videos))
-    served = np.stack([answer.scores for answer in answers])
-    reference = np.stack(expected)
-    assert int((served.argmax(axis=1) == reference.argmax(axis=1)).sum()) == CLIPS
-    assert np.abs(served - reference).max() <= BOUND
+        return np.stack([answer.scores for answer in pool.map(client.classify, videos)])
+
+
+def run_rounded(exported: ExportResult, name: str, videos: list[Path]) -> NDArray[np.float32]:
+    """[videos, classes] of a half-precision graph that rounds as a GPU does."""
+    graph = exported.repo / f"{name}_recognizer" / "1" / "model.onnx"
+    half = Graph(path=graph, opset=18, nodes=0, files=(graph.name,))
+    twin = rounding_twin(half, exported.repo.parent / "rounded.onnx")
+    session = onnxruntime.InferenceSession(twin.path)
+    preprocessing = preprocess.derive(source.load_config(str(example.CONFIG)), ViewOptions())
+    rows = [clips_of(preprocessing, exported.contract, video) for video in videos]
+    return np.concatenate([session.run(None, {"clips": clips})[0] for clips in rows])
+
+
+@pytest.mark.timeout(600)
+def test_200_held_out_files_decide_as_mmaction_does(server: Server, held_out: HeldOut) -> None:
+    served = serve_all(server, "example", held_out.videos)
+    np.testing.assert_array_equal(served.argmax(axis=1), held_out.scores.argmax(axis=1))
+    assert np.abs(served - held_out.scores).max() <= BOUND
+
+
+@pytest.mark.timeout(600)
+def test_reduced_precision_is_served_beside_it_and_decides_alike(
+    exported: ExportResult, server: Server, held_out: HeldOut, tmp_path: Path
+) -> None:
+    calibration = [path for path, _ in write_dataset(tmp_path, seed=CALIBRATION_SEED, count=60)]
+    for name, kind, videos in (("half", "fp16", []), ("byte", "int8", calibration)):
+        api.export(
+            ExportRequest(
+                triton_repo=exported.repo,
+                name=name,
+                precision=kind,  # type: ignore[arg-type]
+                calibration=tuple(videos),
+                proof="graph",
+            )
+        )
+        _wait_for_version(server, name, "1")
+    half = serve_all(server, "half", held_out.videos)
+    np.testing.assert_array_equal(half.argmax(axis=1), held_out.scores.argmax(axis=1))
+    # the server computes half floats in float32 here, so their rounding is looked at by itself
+    rounded = run_rounded(exported, "half", held_out.videos)
+    np.testing.assert_array_equal(rounded.argmax(axis=1), held_out.scores.argmax(axis=1))
+    assert 0 < np.abs(rounded - held_out.scores).max() <= BOUNDS["fp16"]
+    byte = serve_all(server, "byte", held_out.videos)
+    exact = held_out.accuracy(held_out.scores)
+    assert exact > 0.9
+    assert held_out.accuracy(byte) >= exact - 0.01
 
 
 def test_the_asyncio_client_answers_as_the_blocking_one(server: Server) -> None:
@@ -107,17 +174,17 @@ def test_second_export_adds_version_2_and_a_polling_server_serves_it(
     assert (exported.repo / "example" / "1" / "manifest.json").is_file()
     with VideoClient(server.grpc_url, "example", timeout_s=60) as client:
         before = client.classify(example.CLIPS[0])
-        _wait_for_version(server, "2")
+        _wait_for_version(server, "example", "2")
         after = client.classify(example.CLIPS[0])
     np.testing.assert_array_equal(before.scores, after.scores)
 
 
-def _wait_for_version(server: Server, version: str) -> None:
+def _wait_for_version(server: Server, model: str, version: str) -> None:
     from tritonclient.grpc import InferenceServerClient
 
-    names = ("example", "example_preprocess", "example_recognizer")
+    names = (model, f"{model}_preprocess", f"{model}_recognizer")
     deadline = time.monotonic() + 60
     with InferenceServerClient(server.grpc_url) as client:
         while not all(client.is_model_ready(name, version) for name in names):
-            assert time.monotonic() < deadline, "the server did not load version 2"
+            assert time.monotonic() < deadline, f"the server did not load {model} {version}"
             time.sleep(0.2)

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorrt_rtx
 import torch
-from action_export import api
+from action_export import api, tensorrt
 from action_export.cli.export import main
 from action_export.errors import (
     ActionExportError,
     CheckpointError,
     ConfigError,
     ContractChangedError,
+    DependencyError,
     InconclusiveError,
     LabelsError,
     NameRefusedError,
@@ -300,6 +302,21 @@ def model_that_cannot_be_traced(a: Attempt) -> None:
     a.write_config(model=changed(MODEL_3D, backbone__type="Undecided"))
 
 
+def plan_without_a_gpu(a: Attempt) -> None:
+    """With the package, but on another machine than the one that will serve."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(api, "check_tensorrt", lambda *_, **__: None)
+            patch.setitem(sys.modules, "cuda.bindings", None)
+            patch.setattr(tensorrt, "installed", lambda _: tensorrt_rtx)
+            yield
+
+    a.around = around
+    a.options += ["--format", "tensorrt"]
+
+
 FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] = [
     (truncated_checkpoint, CheckpointError, "truncated"),
     (missing_checkpoint, CheckpointError, "there is no checkpoint file"),
@@ -326,6 +343,36 @@ FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] =
     (option("--opset", "22"), UnsupportedError, "--opset 21 or lower"),
     (option("--opset", "20", "--triton-version", "23.10"), UnsupportedError, "--opset 19 or lower"),
     (option("--opset", "17"), UnsupportedError, "opset 17"),
+    (option("--precision", "int8"), UnsupportedError, "--calibration VIDEO"),
+    (option("--calibration", "a.mp4"), UnsupportedError, "--precision int8, not fp32"),
+    (option("--format", "tensorrt", "--accelerator", "tensorrt"), UnsupportedError, "one of them"),
+    (option("--format", "tensorrt", "--device", "cpu"), UnsupportedError, "runs on a GPU"),
+    (option("--accelerator", "tensorrt", "--device", "cpu"), UnsupportedError, "runs on a GPU"),
+    (option("--plan-in-container"), UnsupportedError, "add --format tensorrt"),
+    (option("--format", "tensorrt", "--plan-in-container", "--proof", "server"),
+     UnsupportedError, "leave one of them out"),
+    (option("--accelerator", "tensorrt", "--precision", "fp16", "--triton-version", "24.04"),
+     UnsupportedError, "--triton-version 24.05 or later"),
+    (option("--precision", "int8", "--calibration", "nowhere.mp4"), VideoError, "nowhere.mp4"),
+    (option("--format", "tensorrt", "--plan-in-container", "--gpus", "8.6",
+            "--hardware-compatible", "ampere_plus"), UnsupportedError, "leave one of them out"),
+    (option("--format", "tensorrt", "--gpus", "8.6"), UnsupportedError, "add --plan-in-container"),
+    (option("--format", "tensorrt", "--plan-in-container", "--gpus", "ampere"),
+     UnsupportedError, "--gpus 8.6 9.0"),
+    (option("--timing-cache", "a"), UnsupportedError, "leave it out"),
+    (option("--format", "tensorrt", "--plan-in-container", "--timing-cache", "a"),
+     UnsupportedError, "leave it out"),
+    (option("--format", "tensorrt", "--timing-cache", "nowhere/a"), RepositoryError,
+     "a folder that exists"),
+    (option("--version-compatible"), UnsupportedError, "properties of a plan"),
+    (option("--hardware-compatible", "ampere_plus"), UnsupportedError, "properties of a plan"),
+    (option("--workspace", "64"), UnsupportedError, "or --accelerator tensorrt"),
+    (option("--builder-level", "2"), UnsupportedError, "or --accelerator tensorrt"),
+    (option("--format", "tensorrt"), DependencyError, "tensorrt==10.5.0.18.*"),
+    (option("--format", "tensorrt", "--triton-version", "29.01"), UnsupportedError,
+     "--server-tensorrt VERSION"),
+    (option("--server-tensorrt", "11.0.0"), UnsupportedError, "for --format tensorrt"),
+    (plan_without_a_gpu, DependencyError, "in the serving image"),
     (option("--name", "a/b"), NameRefusedError, "--name a_b"),
     (option("--name", ".."), NameRefusedError, "--name model"),
     (option("--name", "../up"), NameRefusedError, "--name up"),
@@ -387,7 +434,7 @@ def test_a_read_only_target_is_two_lines_with_the_fix(attempt: Attempt, capfd: C
 
 def test_every_kind_of_failure_of_an_export_is_in_the_table() -> None:
     kinds = {kind.__name__ for _, kind, _ in FAILURES}
-    elsewhere = {"ParityError", "ServeError", "DependencyError"}
+    elsewhere = {"ParityError", "ServeError", "EngineError"}
     assert kinds | elsewhere == {kind.__name__ for kind in ActionExportError.__subclasses__()}
 
 

@@ -453,6 +453,18 @@ def test_a_difference_is_measured_by_the_spread_of_the_reference(
     assert not result.passed
 
 
+def test_swapped_rows_are_caught_where_the_bound_is_wider_than_the_videos_are_apart(
+    pair: tuple[Reference, ...],
+) -> None:
+    first, second = pair[:2]
+    wide = 2.0
+    right = [(first.scores + 1e-5, first), (second.scores - 1e-5, second)]
+    assert parity.compare_scores("half", right, wide).passed
+    swapped = [(second.scores, first), (first.scores, second)]
+    with pytest.raises(InconclusiveError, match=f"computed for {first.video.name} is nearer"):
+        parity.compare_scores("half", swapped, wide)
+
+
 def test_all_failures_are_told_with_their_figures() -> None:
     checks = (check("one", 2.0), check("two", 1e-6), check("three", float("nan")))
     with pytest.raises(ParityError) as caught:
@@ -466,3 +478,14 @@ def test_all_failures_are_told_with_their_figures() -> None:
 def test_the_summary_is_what_is_identical_and_the_worst_of_the_rest() -> None:
     checks = (check("frames", 0.0, 0.0), check("small", 1e-6), check("large", 5e-5))
     assert parity.summary(checks) == "frames identical, off by 5.0e-05 of spread (bound 0.0001)"
+
+
+def test_a_wide_bound_is_tried_on_those_that_lie_farthest_apart(
+    pair: tuple[Reference, ...],
+) -> None:
+    near = replace(pair[0], scores=pair[0].scores + 1e-3 * np.eye(1, len(pair[0].scores))[0])
+    three = (pair[0], near, pair[1])
+    assert parity.farthest_apart(three, bound=1e-6) == three
+    chosen = parity.farthest_apart(three, bound=10.0)
+    assert len(chosen) == 2
+    assert chosen[1] is pair[1]

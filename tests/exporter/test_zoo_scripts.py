@@ -40,16 +40,17 @@ class Zoo:
     """The driver with rows in a folder of its own, and jobs that only note their config."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows_file = folder / "zoo.json"
+        self.folder = folder
         self.page = folder / "zoo.md"
         self.ran: list[str] = []
         self.verdicts: dict[str, str] = {}
         self.code = "a"
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(zoo_run, "ROWS", self.rows_file)
-        monkeypatch.setattr(zoo_run, "TABLE", self.page)
+        monkeypatch.setattr(zoo_run, "DOCS", folder)
         monkeypatch.setattr(zoo_run.Jobs, "run", self._run)
-        monkeypatch.setattr(zoo_run, "digests", lambda families: dict.fromkeys(families, self.code))
+        monkeypatch.setattr(
+            zoo_run, "digests", lambda kind, families: dict.fromkeys(families, self.code)
+        )
 
     def __call__(self, *argv: str) -> int:
         self._monkeypatch.setattr("sys.argv", ["scripts/zoo", *argv])
@@ -67,8 +68,10 @@ class Zoo:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.rows_file.read_text())
-        return rows
+        return zoo_run.read_rows(zoo_run.ZOO)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        (self.folder / "zoo.json").write_text(json.dumps(rows))
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_every_config_of_the_families_asked_for_is_run_and_gets_a_row(zoo: Zoo) 
     assert zoo("trn", "x3d", "--jobs", "2") == 0
     assert sorted(zoo.ran) == sorted(row["config"] for row in zoo.rows)
     assert [row["family"] for row in zoo.rows] == ["trn", "trn", "x3d", "x3d"]
-    assert zoo.page.read_text() == table(zoo.rows)
+    assert zoo.page.read_text() == table(zoo.rows, [])
 
 
 def test_without_a_family_it_is_the_whole_zoo(zoo: Zoo) -> None:
@@ -107,7 +110,7 @@ def test_a_run_goes_on_where_it_was_stopped(zoo: Zoo) -> None:
 def test_rows_of_other_code_are_dropped_and_done_again(zoo: Zoo) -> None:
     other = {"family": "x3d", "config": "x3d_s", "code": "a", "verdict": "proved"}
     zoo("trn")
-    zoo.rows_file.write_text(json.dumps([*zoo.rows, other]))  # its figures have other names
+    zoo.write([*zoo.rows, other])  # its figures have other names
     zoo.code = "b"
     assert zoo("trn") == 0
     assert len(zoo.ran) == 2
@@ -134,7 +137,7 @@ def test_what_breaks_the_driver_starts_no_further_config(zoo: Zoo) -> None:
 
 def test_a_second_run_is_refused_while_the_first_writes(zoo: Zoo) -> None:
     with (
-        zoo_run.alone(zoo.rows_file.parent),
+        zoo_run.alone(zoo.folder),
         pytest.raises(SystemExit, match="another run writes to"),
     ):
         zoo("x3d")
@@ -152,7 +155,8 @@ def test_a_number_of_jobs_below_one_is_refused(
 
 
 def test_the_table_has_each_figure_in_its_column() -> None:
-    lines = table([{"family": "tsn", "config": "tsn_r50", **PROVED, "plain_patched": True}])
+    rows = [{"family": "tsn", "config": "tsn_r50", **PROVED, "plain_patched": True}]
+    lines = table(rows, [])
     names, _, row = (line.split(" | ") for line in lines.splitlines()[-3:])
     cells = dict(zip([name.strip("| ") for name in names], row, strict=True))
     assert {name: cell.strip("| ") for name, cell in cells.items()} == {
@@ -176,13 +180,49 @@ def test_the_table_has_each_figure_in_its_column() -> None:
 
 
 def test_the_committed_table_proves_every_config_that_has_a_test_pipeline() -> None:
-    rows = json.loads(zoo_run.ROWS.read_text("utf-8"))
+    rows = zoo_run.read_rows(zoo_run.ZOO)
     assert {row["config"] for row in rows} == set(zoo_configs())
     for row in rows:
         if row["verdict"] != "proved":
             with pytest.raises(ConfigError, match="nor test_pipeline"):
                 load_config(row["config"])
-    assert zoo_run.TABLE.read_text("utf-8") == table(rows)
+    precisions = zoo_run.read_rows(zoo_run.PRECISIONS)
+    page = (zoo_run.DOCS / zoo_run.PAGE).read_text("utf-8")
+    assert page == table(rows, precisions)
+
+
+def test_precisions_have_a_table_of_their_own() -> None:
+    plan = {
+        "verdict": "built",
+        "mb": 47.6,
+        "seconds": 0.9,
+        "tensorrt": "TensorRT-RTX 1.7",
+        "compute_capability": "8.0",
+    }
+    served = {"verdict": "proved", "graph_mb": 92.8, "error": 1.2e-3, "server": "tritonserver"}
+    refused = "ParityError: int8 changes the scores by 0.45 of their spread, more than its bound"
+    precisions = {
+        "fp32": {**served, "plan": plan},
+        "fp16": {**served, "plan": {"verdict": "EngineError: no"}},
+        "int8": {"verdict": refused},
+    }
+    rows = [{"family": "tsm", "config": "tsm_r50", **PROVED}]
+    page = table(rows, [{"family": "tsn", "config": "tsn_r50", "precisions": precisions}])
+    lines = page[page.index("## Precisions") :].splitlines()
+    assert lines[-1] == (
+        "| tsn | `tsn_r50` | 93 | 1.2e-03 | 48 | 93 | 1.2e-03 | EngineError: no "
+        "|  | refused: 0.45 |  |"
+    )
+    assert "tsm_r50" not in "".join(lines)
+    assert "## Precisions" not in table(rows, [])
+
+
+def test_precisions_are_run_and_kept_by_themselves(zoo: Zoo) -> None:
+    zoo("trn")
+    assert zoo("--precisions", "x3d") == 0
+    (row,) = zoo_run.read_rows(zoo_run.PRECISIONS)
+    assert row["config"] == zoo.ran[0] == "x3d_s_13x6x1_facebook-kinetics400-rgb"
+    assert [row["family"] for row in zoo.rows] == ["trn", "trn"]
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
@@ -190,11 +230,11 @@ def test_an_unknown_family_is_refused_with_the_known_ones(zoo: Zoo) -> None:
         zoo("x4d")
     assert "no family x4d" in str(caught.value)
     assert "x3d" in str(caught.value)
-    assert not zoo.rows_file.exists()
+    assert zoo.rows == []
 
 
 def test_a_config_that_fails_in_its_process_tells_why() -> None:
-    row = zoo_run.Jobs({"none": "a"}, threads=1).run("none", "no_such_config")
+    row = zoo_run.Jobs(zoo_run.ZOO, {"none": "a"}, threads=1).run("none", "no_such_config")
     assert row["verdict"].startswith("ConfigError: 'no_such_config' is neither a file nor a config")
 
 
@@ -216,7 +256,7 @@ def test_a_process_that_ends_in_any_way_gives_a_verdict(
     (tmp_path / "scripts" / "zoo_case.py").write_text(script)
     monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
     monkeypatch.setattr(zoo_run, "LIMIT_S", 1)
-    row = zoo_run.Jobs({"tsn": "a"}, threads=1).run("tsn", "tsn_r50")
+    row = zoo_run.Jobs(zoo_run.ZOO, {"tsn": "a"}, threads=1).run("tsn", "tsn_r50")
     assert row["verdict"] == verdict
     assert row["config"] == "tsn_r50"
 
@@ -228,7 +268,7 @@ def test_stopping_ends_what_is_running(tmp_path: Path, monkeypatch: pytest.Monke
         f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
     )
     monkeypatch.setattr(zoo_run, "ROOT", tmp_path)
-    jobs = zoo_run.Jobs({"tsn": "a"}, threads=1)
+    jobs = zoo_run.Jobs(zoo_run.ZOO, {"tsn": "a"}, threads=1)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(jobs.run, "tsn", "tsn_r50")
         while not started.exists():
@@ -256,12 +296,21 @@ def test_the_digest_is_of_the_code_that_an_export_of_the_family_runs_through(
         "exporter/action_export/cli/export.py": none,
         "exporter/action_export/serve/server.py": none,
         "scripts/zoo_table.py": none,
+        "exporter/action_export/precision.py": none,
+        "exporter/action_export/tensorrt.py": none,
+        "scripts/precision_case.py": none,
     }
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before\n")
     for name, depends in files.items():
-        before = zoo_run.digests(both)
+        before = [zoo_run.digests(kind, both) for kind in (zoo_run.ZOO, zoo_run.PRECISIONS)]
         (tmp_path / name).write_text("after\n")
-        after = zoo_run.digests(both)
-        assert {family for family in both if before[family] != after[family]} == depends, name
+        after = [zoo_run.digests(kind, both) for kind in (zoo_run.ZOO, zoo_run.PRECISIONS)]
+        zoo, precisions = (
+            {family for family in both if was[family] != now[family]}
+            for was, now in zip(before, after, strict=True)
+        )
+        assert zoo == depends, name
+        if name.endswith(("precision.py", "tensorrt.py", "precision_case.py")):
+            assert precisions == both, name

@@ -15,7 +15,7 @@ from action_export.cli.failure import report
 from action_export.cli.show import ProgressDisplay, next_commands, print_result
 from action_export.dependencies import EXPORT, require
 from action_export.errors import ActionExportError
-from action_export.types import ExportRequest, ExportResult, ViewOptions
+from action_export.types import EngineOptions, ExportRequest, ExportResult, ViewOptions
 
 _EPILOG = """\
 Without CONFIG the bundled example recognizer is exported.
@@ -83,7 +83,21 @@ def _request(arguments: argparse.Namespace) -> ExportRequest:
         max_batch_size=arguments.max_batch_size,
         device=arguments.device,
         triton_version=arguments.triton_version,
+        server_tensorrt=arguments.server_tensorrt,
         opset=arguments.opset,
+        format=arguments.format,
+        accelerate=arguments.accelerator == "tensorrt",
+        plan_in_container=arguments.plan_in_container,
+        gpus=tuple(arguments.gpus),
+        engine=EngineOptions(
+            level=arguments.builder_level,
+            workspace_mib=arguments.workspace,
+            timing_cache=arguments.timing_cache,
+            version_compatible=arguments.version_compatible,
+            hardware_compatible=arguments.hardware_compatible,
+        ),
+        precision=arguments.precision,
+        calibration=tuple(arguments.calibration),
         model_version=arguments.model_version,
         cfg_options=tuple(arguments.cfg_options),
         trust_checkpoint=arguments.trust_checkpoint,
@@ -162,10 +176,70 @@ def _parser() -> argparse.ArgumentParser:
         "--triton-version",
         default="24.10",
         metavar="YY.MM",
-        help="the oldest release that must load it (default: %(default)s)",
+        help="the oldest release that must load it; of a plan, the only one (default: %(default)s)",
     )
     add("--opset", type=int, default=18, metavar="N", help="ONNX opset (default: %(default)s)")
+    add(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of the recognizer's layers; input and scores keep their types (default: %(default)s)",
+    )
+    add(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="VIDEO",
+        help="measure the scales of int8 on these: videos of every kind that will be served",
+    )
     add("--model-version", type=_positive, metavar="N", help="default: the next free one")
+
+    engine = parser.add_argument_group("TensorRT")
+    add = engine.add_argument
+    add(
+        "--server-tensorrt",
+        metavar="VERSION",
+        help="the TensorRT in the server's image, for a --triton-version that is not known here",
+    )
+    add(
+        "--format",
+        choices=("onnx", "tensorrt"),
+        default="onnx",
+        help="serve model.onnx with ONNX Runtime, or a plan with TensorRT (default: %(default)s)",
+    )
+    add(
+        "--accelerator",
+        choices=("none", "tensorrt"),
+        default="none",
+        help="tensorrt: ONNX Runtime runs model.onnx with its TensorRT provider where there is one",
+    )
+    add(
+        "--plan-in-container",
+        action="store_true",
+        help="write model.onnx, and a script that builds the plan in the image that serves it",
+    )
+    add(
+        "--gpus",
+        nargs="+",
+        default=[],
+        metavar="CAPABILITY",
+        help="with it: the kinds of GPU that the repository will serve on, such as 8.6 9.0",
+    )
+    add("--builder-level", type=int, choices=range(6), help="how long TensorRT tries, 0 to 5")
+    add("--workspace", type=_positive, metavar="MIB", help="memory that a layer may use")
+    add("--timing-cache", type=Path, metavar="FILE", help="keep what was timed for later builds")
+    add(
+        "--version-compatible",
+        action="store_true",
+        help="a plan for later releases of the same major version, too",
+    )
+    add(
+        "--hardware-compatible",
+        choices=("none", "ampere_plus", "same_compute_capability"),
+        default="none",
+        help="GPUs beside the one that builds the plan (default: %(default)s)",
+    )
 
     proof = parser.add_argument_group("the proof")
     add = proof.add_argument

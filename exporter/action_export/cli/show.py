@@ -7,6 +7,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from action_export.repository import SCRIPT
 from action_export.types import ExportResult, StepEvent
 
 
@@ -41,6 +42,8 @@ class ProgressDisplay:
             if event.result is not None:
                 line = f"{event.step:<16} {event.seconds:6.1f} s  {event.result}"
                 print(line, file=sys.stderr, flush=True)
+        elif event.phase:
+            self._status.update(self._status.task_ids[-1], result=event.phase)
         elif event.result is None:
             self._status.add_task(f"{event.step:<16}", total=1, result="")
         else:
@@ -58,8 +61,25 @@ class ProgressDisplay:
 
 def next_commands(result: ExportResult) -> list[str]:
     """What to run now: the server, and a client."""
-    repo = shlex.quote(str(result.repo))
-    return [f"action-serve {repo}", f"action-client VIDEO --model {result.name}"]
+    client = f"action-client VIDEO --model {result.name}"
+    repo = shlex.quote(str(result.repo.absolute()))
+    # the tritonserver of action-serve has no TensorRT
+    image = f"nvcr.io/nvidia/tritonserver:{result.triton_version}-py3"
+    scripts = [path for path in result.files if path.endswith(f"/{SCRIPT}")]
+    plans = any(path.endswith(".plan") for path in result.files)
+    if not (scripts or plans or result.engine_cache):
+        return [f"action-serve {shlex.quote(str(result.repo))}", client]
+    options = ["--rm", "--gpus", "all", "--network", "host", "--shm-size=1g"]
+    if result.engine_cache:
+        # a volume, so that only the first start builds; and float32 that is not TF32
+        volume = f"{result.name}-engines:{result.engine_cache}"
+        options += ["-v", volume, "-e", "NVIDIA_TF32_OVERRIDE=0"]
+    return [
+        *(f"docker run --rm --gpus all -v {repo}:/repo {image} bash /repo/{s}" for s in scripts),
+        f"docker run {shlex.join(options)} -v {repo}:/models:ro {image} "
+        + shlex.join(("tritonserver", "--model-repository=/models", *result.server_flags)),
+        client,
+    ]
 
 
 def print_result(result: ExportResult, *, verbose: bool) -> None:

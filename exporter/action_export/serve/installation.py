@@ -26,12 +26,14 @@ class Installation:
     """A tritonserver. Relative paths are in the work folder of the server.
 
     python_backends: the backends whose models run in a Python process with shared memory.
+    other_backends: whether there may be more than those.
     flags: `{workdir}` stands for the work folder.
     path_variables: folders to put first in an environment variable; `{workdir}` as well.
     """
 
     program: Path
     python_backends: tuple[str, ...] = ("python",)
+    other_backends: bool = True
     flags: tuple[str, ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +79,7 @@ def wheel_installation(pytriton: Path) -> Installation:
     return Installation(
         program=root / "bin" / "tritonserver",
         python_backends=("python", "onnxruntime"),
+        other_backends=False,
         flags=("--backend-directory={workdir}/backends", f"--cache-directory={root / 'caches'}"),
         links={
             f"backends/python/{utils}": str(python / utils),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from action_export.errors import ServeError
+from action_export.serve.configs import model_configs
 
 SHM = Path("/dev/shm")
 MIB = 2**20
@@ -49,30 +50,17 @@ class PythonModel:
 
 
 def python_models(repository: Path, python_backends: Iterable[str]) -> tuple[PythonModel, ...]:
-    """The models that a stub of the Python backend will run.
-
-    A config.pbtxt that cannot be parsed is left out: Triton says best what is wrong with it.
-    """
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
+    """The models that a stub of the Python backend will run."""
     backends = frozenset(python_backends)
-    models = []
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        config = model_config_pb2.ModelConfig()
-        try:
-            text_format.Parse(path.read_text(encoding="utf-8"), config)
-        except (OSError, UnicodeDecodeError, text_format.ParseError):
-            continue
-        if config.backend in backends:
-            models.append(
-                PythonModel(
-                    name=path.parent.name,
-                    instances=_instances(config),
-                    request_bytes=sum(map(_fixed_bytes, (*config.input, *config.output))),
-                )
-            )
-    return tuple(models)
+    return tuple(
+        PythonModel(
+            name=name,
+            instances=_instances(config),
+            request_bytes=sum(map(_fixed_bytes, (*config.input, *config.output))),
+        )
+        for name, config in model_configs(repository)
+        if config.backend in backends
+    )
 
 
 def region_size(models: Iterable[PythonModel]) -> int:

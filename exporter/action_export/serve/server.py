@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from action_export.errors import RepositoryError
+from action_export.errors import DependencyError, RepositoryError
+from action_export.serve.configs import model_configs
 from action_export.serve.installation import Installation, environment, find_installation
 from action_export.serve.memory import check_room, python_models, region_size
 from action_export.serve.options import ServerOptions
@@ -57,6 +58,7 @@ def serve(repo: Path | str, options: ServerOptions = DEFAULTS) -> Iterator[Serve
     """
     repository = _checked(Path(repo))
     installation = find_installation(options.tritonserver)
+    _check_backends(repository, installation)
     region = _region(repository, installation, options)
     with reserved_ports(options) as ports:
         launch = plan(repository, installation, options, ports=ports, region_bytes=region)
@@ -118,6 +120,19 @@ def _checked(repository: Path) -> Path:
     if not any(repository.glob("*/config.pbtxt")):
         raise RepositoryError(f"{repository} holds no model (NAME/config.pbtxt)", hint=hint)
     return repository.resolve()
+
+
+def _check_backends(repository: Path, installation: Installation) -> None:
+    """DependencyError where the server lacks the backend of a model, before it says so itself."""
+    if installation.other_backends:
+        return
+    for name, config in model_configs(repository):
+        if config.backend and config.backend not in installation.python_backends:
+            raise DependencyError(
+                f"{name} needs the backend {config.backend!r}, which the tritonserver of "
+                "nvidia-pytriton does not have",
+                hint="serve it with NVIDIA's image, or name its server: --tritonserver FILE",
+            )
 
 
 def _region(repository: Path, installation: Installation, options: ServerOptions) -> int:

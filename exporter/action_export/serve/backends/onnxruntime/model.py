@@ -3,8 +3,9 @@
 Triton runs it for models with `backend: "onnxruntime"` (see serve/installation.py). It reads
 MODEL/VERSION/model.onnx and the same config.pbtxt as the C++ backend
 (github.com/triton-inference-server/onnxruntime_backend, src/onnxruntime.cc), and refuses at load
-what that one refuses. CPU only; custom operators, sequences, ragged batches and I/O reshapes that
-drop the batch axis are not served.
+what that one refuses. An instance on a GPU runs with ONNX Runtime's CUDA provider, where the
+installed onnxruntime has it; custom operators, sequences, ragged batches and I/O reshapes that
+drop the batch axis are not served. The accelerators of the config are not read.
 """
 
 from __future__ import annotations
@@ -47,13 +48,16 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], _file_name(config))
         try:
             self.session = onnxruntime.InferenceSession(
-                path, session_options(config), providers=["CPUExecutionProvider"]
+                path,
+                session_options(config),
+                providers=providers(args["model_instance_kind"], args["model_instance_device_id"]),
             )
         except Exception as exc:
             raise pb_utils.TritonModelException(
                 f"unable to load model '{config['name']}', ONNX Runtime: {exc}"
             ) from exc
         check(config, self.session)
+        pb_utils.Logger.log_info(f"{config['name']} runs with {self.session.get_providers()[0]}")
         self.batches = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
@@ -104,6 +108,14 @@ class TritonPythonModel:
             if self.batches and output.shape[:1] != (rows,):
                 raise ValueError(f"output '{name}' has shape {output.shape} for a batch of {rows}")
         return outputs
+
+
+def providers(kind: str, device: str) -> list[Any]:
+    """In ONNX Runtime's order of preference, for an instance of this kind on this device."""
+    found: list[Any] = ["CPUExecutionProvider"]
+    if kind == "GPU" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        found.insert(0, ("CUDAExecutionProvider", {"device_id": device, "use_tf32": "0"}))
+    return found
 
 
 def session_options(config: Mapping[str, Any]) -> Any:

@@ -1,0 +1,51 @@
+"""What is known of an export before anything is run or traced, and what is once it is proved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from action_runtime.spec import Contract
+
+from action_export import precision, repository
+from action_export.families import Decision, Family
+from action_export.preprocess import Preprocessing
+from action_export.tensorrt import Engine
+from action_export.tracing import Graph
+from action_export.triton import RecognizerRuntime
+from action_export.types import Check, ExportRequest, Precision, Tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The request, and everything that follows from it and from the checkpoint."""
+
+    request: ExportRequest
+    family: Family
+    decisions: tuple[Decision, ...]
+    preprocessing: Preprocessing
+    contract: Contract
+    tensors: Tensors
+    plan: repository.Plan
+    runtime: RecognizerRuntime
+    notes: tuple[str, ...]
+
+    @property
+    def bound(self) -> float:
+        """Of the scores of what will be served, as a share of their spread over the classes."""
+        kind = self.request.precision
+        return self.family.tolerance if kind == "fp32" else precision.BOUNDS[kind]
+
+    def graph_path(self, stage: Path, kind: Precision) -> Path:
+        """In the model if this graph is what is served, or else beside the models."""
+        served = kind == self.request.precision and not self.runtime.builds
+        return stage / (self.plan.graph if served else f"{kind}.onnx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved:
+    """The last graph, the plan that was built of it, and every comparison."""
+
+    graph: Graph
+    engine: Engine | None
+    checks: tuple[Check, ...]

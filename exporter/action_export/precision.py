@@ -1,0 +1,418 @@
+"""Graphs of reduced precision: half floats, and int8 with scales measured on real clips.
+
+Both are ONNX graphs that say themselves what is computed in which precision, so ONNX Runtime and
+TensorRT's strongly typed networks agree. ONNX Runtime's own converters write them: NVIDIA's
+ModelOpt (0.47) needs older releases of onnx and onnxruntime than the exporter does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from action_export.errors import (
+    ActionExportError,
+    ParityError,
+    TracingError,
+    UnsupportedError,
+    first_line,
+)
+from action_export.onnx_file import module_of
+from action_export.tracing import Graph, quiet
+from action_export.types import Check, Precision, Reduced
+
+# The operators that stay in float32: sums over many values, and what is exponential in them.
+_FLOAT32 = (
+    "AveragePool",
+    "GlobalAveragePool",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "ReduceMean",
+    "ReduceSum",
+    "Softmax",
+)
+# Half floats end at 65504. What comes within a factor of four of it on the clips that are looked at
+# may pass it on others.
+_LARGEST = 65504 / 4
+
+# What comes out of these went into them, so it is rounded already.
+_MOVING = (
+    "Concat", "Expand", "Flatten", "Gather", "GatherND", "Identity", "Max", "MaxPool", "Min", "Pad",
+    "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+
+# A difference of the scores may be this many times the largest relative error of one rounding:
+# 2^-11 for a half float (IEEE 754 binary16), 2^-8 for a signed byte with a symmetric scale.
+_ROUNDINGS = 40
+BOUNDS: Mapping[Reduced, float] = MappingProxyType(
+    {"fp16": _ROUNDINGS * 2**-11, "int8": _ROUNDINGS * 2**-8}
+)
+"""Bounds of the proof for scores, as a share of the reference's spread over the classes."""
+
+Clips = NDArray[np.uint8]
+"""[rows, views, clip_len, h, w, channels]"""
+
+
+def check_calibration(precision: Precision, videos: Sequence[Path]) -> None:
+    """Raises UnsupportedError for int8 without videos, and for videos without int8."""
+    if precision == "int8" and not videos:
+        raise UnsupportedError(
+            "--precision int8 needs videos to measure its scales on",
+            hint="--calibration VIDEO VIDEO ...: fifty or more, of every kind that will be served",
+        )
+    if precision != "int8" and videos:
+        raise UnsupportedError(
+            f"--calibration is for --precision int8, not {precision}", hint="leave one of them out"
+        )
+
+
+def reduced(
+    exact: Graph, path: Path, precision: Reduced, clips: Iterable[Clips]
+) -> tuple[Graph, int]:
+    """Writes the float32 graph `exact` in another precision to `path`.
+
+    clips: of int8, those that its scales are measured on; of fp16, those whose values must fit.
+    Returns with the graph how many of its layers had to stay in float32 for their values.
+
+    Raises:
+        UnsupportedError: the graph is too large for the converters.
+        TracingError: a converter fails on it.
+    """
+    import onnx
+
+    if len(exact.files) > 1:
+        raise UnsupportedError(
+            f"a graph beyond 2 GiB cannot be reduced to {precision}",
+            hint="--precision fp32",
+        )
+    kept: tuple[str, ...] = ()
+    try:
+        with quiet():  # ONNX Runtime's converters advise what torch's exporter has done
+            if precision == "int8":
+                int8(exact.path, path, clips)
+            else:
+                kept = half(exact.path, path, clips)
+    except ActionExportError:  # a video that cannot be read
+        raise
+    # The converters' exceptions share no base class.
+    except Exception as exc:
+        raise TracingError(
+            f"ONNX Runtime cannot write this graph in {precision}: {first_line(exc)}",
+            hint="--precision fp32, and please report the config",
+        ) from exc
+    nodes = len(onnx.load(str(path), load_external_data=False).graph.node)
+    return Graph(path=path, opset=exact.opset, nodes=nodes, files=(path.name,)), len(kept)
+
+
+def require(
+    kind: Reduced, checks: Sequence[Check], exact: Graph, graph: Graph, clips: Clips
+) -> None:
+    """Raises ParityError where the precision costs too much, with the layers that lose most.
+
+    clips: on which the layers of `graph` are compared with those of the float32 graph `exact`.
+    """
+    if all(check.passed for check in checks):
+        return
+    error = float(np.max([check.error for check in checks]))
+    with TemporaryDirectory() as folder:
+        rounding = rounding_twin(graph, Path(folder) / "model.onnx") if kind == "fp16" else graph
+        worst = worst_layers(exact.path, rounding.path, clips)
+    layers = ", ".join(f"{name} ({share:.1%})" for name, share in worst)
+    lower = "--precision fp16 or fp32" if kind == "int8" else "--precision fp32"
+    raise ParityError(
+        f"{kind} changes the scores by {error:.3g} of their spread, more than its bound "
+        f"{checks[0].bound:g}; the layers that lose most of their values: {layers}",
+        hint=f"nothing was published; {lower}",
+    )
+
+
+def half(graph: Path, path: Path, clips: Iterable[Clips]) -> tuple[str, ...]:
+    """Writes `graph` in half precision; input and output keep their types.
+
+    In float32 stay the normalisation of pixels, statistics, softmax, the average over views, and
+    each node that gives or takes values near the largest half float on one of `clips`. Returns the
+    names of those last ones.
+    """
+    import onnx
+    import onnx_ir
+    from onnx_ir.passes import common
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    model = onnx.load(str(graph))
+    large = _large(model, clips)
+    written = convert_float_to_float16(
+        model,
+        keep_io_types=True,
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32],
+        node_block_list=[*_normalising(model.graph), *large],
+    )
+    tidied = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(written))
+    _without_detours(tidied.graph)
+    for tidy in (common.TopologicalSortPass(), common.RemoveUnusedNodesPass()):
+        tidy(tidied)
+    onnx_ir.save(tidied, path)
+    return large
+
+
+def rounding_twin(graph: Graph, path: Path) -> Graph:
+    """Writes a half-precision graph as one of float32 that rounds where half floats do.
+
+    ONNX Runtime computes half floats on a CPU in float32, and drops the casts between two such
+    nodes (InsertCastTransformer): weights are rounded then, activations are not. Casts that stand
+    in the graph stay, so here they do after every node that computes. Sums within a node are in
+    float32, as tensor cores have them.
+    """
+    import onnx
+    import onnx_ir
+    from onnx_ir import DataType
+
+    model = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(str(graph.path))))
+    for name, value in model.graph.initializers.items():
+        if value.dtype == DataType.FLOAT16 and value.const_value is not None:
+            exact = value.const_value.numpy().astype(np.float32)
+            value.const_value = onnx_ir.tensor(exact, name=name)
+            value.dtype = DataType.FLOAT
+    for node in list(model.graph):
+        for output in node.outputs:
+            if output.dtype == DataType.FLOAT16:
+                _round(model.graph, node, output)
+    onnx_ir.save(model, path)
+    return Graph(path=path, opset=graph.opset, nodes=len(model.graph), files=(path.name,))
+
+
+def _round(graph: Any, node: Any, output: Any) -> None:
+    """Gives the users of what was a half float the float32 of its rounded value, by its name."""
+    from onnx_ir import DataType
+    from onnx_ir import node as node_of
+
+    name, users, added = output.name, list(output.uses()), []
+    if not _casts_to(node, DataType.FLOAT16):
+        output.dtype = DataType.FLOAT
+        if node.op_type in _MOVING:
+            return
+        added.append(node_of("Cast", [output], {"to": DataType.FLOAT16.value}))
+    half = added[0].outputs[0] if added else output
+    added.append(node_of("Cast", [half], {"to": DataType.FLOAT.value}))
+    rounded = added[-1].outputs[0]
+    output.name, rounded.name = f"{name}/exact", name
+    for user, index in users:
+        user.replace_input_with(index, rounded)
+    graph.insert_after(node, added)
+
+
+def _without_detours(graph: Any) -> None:
+    """Joins neighbours in float32, between which the converter rounds each value to a half."""
+    from onnx_ir import DataType
+
+    for node in list(graph):
+        before = node.inputs[0].producer() if _casts_to(node, DataType.FLOAT) else None
+        if before is None or not _casts_to(before, DataType.FLOAT16):
+            continue
+        value, detour = before.inputs[0], node.outputs[0]
+        if value.dtype != DataType.FLOAT:
+            node.replace_input_with(0, value)
+            continue
+        if detour.is_graph_output():
+            name, detour.name = detour.name, None
+            value.name = name
+        detour.replace_all_uses_with(value, replace_graph_outputs=True)
+
+
+def _casts_to(node: Any, kind: Any) -> bool:
+    return bool(node.op_type == "Cast" and node.attributes["to"].as_int() == kind)
+
+
+def _normalising(graph: Any) -> list[str]:
+    """The nodes between `clips` and the first convolution or product of matrices."""
+    reached = {graph.input[0].name}
+    names = []
+    for node in graph.node:
+        if reached & set(node.input):
+            if node.op_type in ("Conv", "MatMul", "Gemm"):
+                break
+            reached |= set(node.output)
+            names.append(node.name)
+    return names
+
+
+def _large(model: Any, clips: Iterable[Clips]) -> tuple[str, ...]:
+    """Names of the nodes that give or take values beyond _LARGEST for one of the clips."""
+    from onnx import helper
+
+    floats = sorted(_float_outputs(model))
+    extra = []
+    for name in floats:
+        # the largest magnitude alone leaves the graph, so that no activation is kept
+        extra.append(helper.make_node("Abs", [name], [f"{name}/abs"]))
+        extra.append(helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0))
+    run = _watch(model, [f"{name}/max" for name in floats], extra)
+    largest = np.max([run(rows) for rows in clips], axis=0)
+    large = {name for name, value in zip(floats, largest, strict=True) if value > _LARGEST}
+    return tuple(node.name for node in model.graph.node if large & {*node.input, *node.output})
+
+
+def int8(graph: Path, path: Path, clips: Iterable[Clips]) -> None:
+    """Writes `graph` with QuantizeLinear and DequantizeLinear around its convolutions and products.
+
+    Scales are symmetric, because TensorRT has no zero points: one for each output channel of a
+    weight, one for each activation, from the range that it takes over `clips`. The first and the
+    last layer of each path stay in float32, and so do biases.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    model = onnx.load(str(graph), load_external_data=False)
+    quantize_static(
+        str(graph),
+        str(path),
+        _Reader(model.graph.input[0].name, clips),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(_QUANTISED),
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=_outermost(model.graph),
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            # TensorRT reads no int32 in DequantizeLinear
+            "QuantizeBias": False,
+        },
+    )
+
+
+_QUANTISED = ("Conv", "MatMul", "Gemm")
+
+
+def _outermost(graph: Any) -> list[str]:
+    """The layers before which there is none, and those after which there is none.
+
+    A network of several paths, such as SlowFast, has several first ones.
+    """
+    after_a_layer, first = set[str](), []
+    for node in graph.node:
+        if not after_a_layer.isdisjoint(node.input):
+            after_a_layer.update(node.output)
+        elif node.op_type in _QUANTISED:
+            first.append(node.name)
+            after_a_layer.update(node.output)
+    before_a_layer, last = set[str](), []
+    for node in reversed(graph.node):
+        if not before_a_layer.isdisjoint(node.output):
+            before_a_layer.update(node.input)
+        elif node.op_type in _QUANTISED:
+            last.append(node.name)
+            before_a_layer.update(node.input)
+    return [*first, *last]
+
+
+class _Reader:
+    """ONNX Runtime's CalibrationDataReader: one feed a call, then None."""
+
+    def __init__(self, name: str, clips: Iterable[Clips]) -> None:
+        self._feeds = ({name: rows} for rows in clips)
+
+    def get_next(self) -> dict[str, Clips] | None:
+        return next(self._feeds, None)
+
+
+def worst_layers(
+    exact: Path, reduced: Path, clips: Clips, count: int = 5
+) -> tuple[tuple[str, float], ...]:
+    """The layers whose own error is largest, with it, the worst first.
+
+    A layer is named by its module in the network. Its error is the root mean square of the
+    difference from the float32 graph over that of its values there; of it, only what it has more
+    than the worst of its inputs is its own.
+    """
+    import onnx
+
+    model = onnx.load(str(exact))
+    layers = [node for node in model.graph.node if node.op_type in _QUANTISED]
+    watched = {name for node in layers for name in (*node.input, node.output[0])}
+    errors = _errors(model, onnx.load(str(reduced)), watched & _float_outputs(model), clips)
+    own: dict[str, float] = {}
+    for node in layers:
+        before = max((errors.get(name, 0.0) for name in node.input), default=0.0)
+        lost = 0.0 if np.isinf(before) else errors.get(node.output[0], 0.0) - before
+        name = module_of(node) or node.name
+        own[name] = max(own.get(name, 0.0), lost)
+    ranked = sorted(own.items(), key=lambda entry: -entry[1])
+    return tuple(ranked[:count])
+
+
+def _errors(exact: Any, reduced: Any, names: set[str], clips: Clips) -> dict[str, float]:
+    """The relative error of each of these tensors that both models have.
+
+    Both run in one session that gives sums of squares, so that no activation is kept.
+    """
+    from onnx import ModelProto, TensorProto, compose, helper
+
+    kept = sorted(names & {name for node in reduced.graph.node for name in node.output})
+    beside = compose.add_prefix(reduced, "reduced/", rename_inputs=False)
+    both = ModelProto()
+    both.CopyFrom(exact)
+    both.graph.node.extend(beside.graph.node)
+    both.graph.initializer.extend(beside.graph.initializer)
+    known = {opset.domain for opset in both.opset_import}
+    both.opset_import.extend(opset for opset in beside.opset_import if opset.domain not in known)
+    extra = []
+    for name in kept:
+        ours, off, lost, whole = (f"{name}/{part}" for part in ("ours", "off", "lost", "whole"))
+        extra += [
+            helper.make_node("Cast", [f"reduced/{name}"], [ours], to=TensorProto.FLOAT),
+            helper.make_node("Sub", [ours, name], [off]),
+            helper.make_node("ReduceSumSquare", [off], [lost], keepdims=0),
+            helper.make_node("ReduceSumSquare", [name], [whole], keepdims=0),
+        ]
+    sums = [f"{name}/{part}" for part in ("lost", "whole") for name in kept]
+    squares = np.array(_watch(both, sums, extra)(clips), np.float64).reshape(2, -1)
+    errors = np.sqrt(squares[0] / (squares[1] + 1e-30))
+    # what overflows is infinitely wrong
+    return dict(zip(kept, np.nan_to_num(errors, nan=np.inf, posinf=np.inf), strict=True))
+
+
+def _float_outputs(model: Any) -> set[str]:
+    """The tensors of float32 that the nodes give, the model's own outputs left out."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name
+        for value in inferred.value_info
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+
+
+def _watch(
+    model: Any, names: Sequence[str], extra: Sequence[Any] = ()
+) -> Callable[[Clips], list[NDArray[Any]]]:
+    """Runs the model, with `extra` nodes, for the tensors of these names instead of its outputs."""
+    import onnx
+    import onnxruntime
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    watched.graph.node.extend(extra)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with TemporaryDirectory() as folder:
+        # not from memory: protobuf has a limit, which two models may exceed where one does not
+        path = Path(folder) / "watched.onnx"
+        onnx.save(watched, str(path), save_as_external_data=True)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0].name
+
+    def run(clips: Clips) -> list[NDArray[Any]]:
+        values: list[NDArray[Any]] = session.run(list(names), {source: clips})
+        return values
+
+    return run

@@ -1,0 +1,153 @@
+"""Proves what will be served, from the float32 graph to the live server, building it on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from action_export import live, parity, precision, reference, tensorrt
+from action_export.errors import DependencyError
+from action_export.gpu import Gpu
+from action_export.job import Job, Proved
+from action_export.progress import Steps
+from action_export.reference import Reference
+from action_export.tensorrt import Engine, Target
+from action_export.tracing import Graph
+from action_export.types import Check, Reduced
+
+# Of float32 on a GPU, which adds in another order, and convolves by Winograd's products.
+_GPU_BOUND = 1e-3
+
+# what NVIDIA's driver puts there, on Linux and in WSL
+_NVIDIA = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builder:
+    """What builds a plan here, and the GPU that runs it to prove it."""
+
+    target: Target
+    gpu: Gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Of one job, whose models are staged. builder: None where no plan is built here."""
+
+    job: Job
+    stage: Path
+    builder: Builder | None
+    steps: Steps
+
+    def run(self, exact: Graph, references: tuple[Reference, ...]) -> Proved:
+        """The float32 graph is held to mmaction2 in any case: that finds what is wrong. A graph of
+        reduced precision is made of it, and held to the bound of its precision.
+
+        Raises:
+            ParityError: something differs by more than its bound.
+            InconclusiveError: the videos are too alike to tell.
+        """
+        job, tolerance = self.job, self.job.family.tolerance
+        distinct = parity.distinguishable(references, tolerance)
+        with self.steps("prove pixels") as step:
+            pixels = parity.verify_pixels(references, job.contract)
+            step.result = parity.summary(pixels)
+        with self.steps("prove graph") as step:
+            scores = parity.verify_graph(exact.path, distinct, job.tensors.clips, tolerance)
+            step.result = parity.summary(scores)
+        parity.require(pixels + scores)
+        graph, checks, engine = exact, pixels + scores, None
+        kind = job.request.precision
+        if kind != "fp32":
+            distinct = parity.farthest_apart(distinct, job.bound)
+            graph, reduced = self._reduce(kind, exact, distinct)
+            checks += reduced
+        if self.builder is not None:
+            engine = self._build(graph, self.builder)
+            ran = self._prove_plan(engine, self.builder, distinct)
+            if kind != "fp32":
+                precision.require(kind, ran, exact, graph, distinct[0].clips)
+            parity.require(ran)
+            checks += ran
+        served = self._prove_live(distinct)
+        parity.require(served)
+        return Proved(graph=graph, engine=engine, checks=checks + served)
+
+    def _reduce(
+        self, kind: Reduced, exact: Graph, references: tuple[Reference, ...]
+    ) -> tuple[Graph, tuple[Check, ...]]:
+        job = self.job
+        with self.steps("reduce precision") as step:
+            videos = job.request.calibration
+            clips = (
+                (reference.clips_of(job.preprocessing, job.contract, video) for video in videos)
+                if videos
+                else (row.clips for row in references)
+            )
+            graph, kept = precision.reduced(exact, job.graph_path(self.stage, kind), kind, clips)
+            step.result = f"{kind}, {graph.nodes} nodes"
+            step.result += f", {kept} kept in float32" if kept else ""
+        with self.steps("prove precision") as step:
+            rounding = graph
+            if kind == "fp16":
+                rounding = precision.rounding_twin(graph, self.stage / "rounding.onnx")
+            checks = parity.verify_graph(
+                rounding.path, references, job.tensors.clips, job.bound, name=f"{kind} graph"
+            )
+            step.result = parity.summary(checks)
+        precision.require(kind, checks, exact, graph, references[0].clips)
+        return graph, checks
+
+    def _build(self, graph: Graph, builder: Builder) -> Engine:
+        with self.steps("build plan") as step:
+            plan = self.stage / self.job.plan.graph
+            engine = tensorrt.build(
+                graph.path, plan, self.job.tensors, builder.target, self.steps.progress
+            )
+            step.result = (
+                f"TensorRT {engine.tensorrt}, compute capability {engine.compute_capability}"
+            )
+        return engine
+
+    def _prove_plan(
+        self, engine: Engine, builder: Builder, references: tuple[Reference, ...]
+    ) -> tuple[Check, ...]:
+        job = self.job
+        with self.steps("prove plan") as step:
+            run = tensorrt.Runner(engine.path, job.tensors, builder.target, builder.gpu)
+            bound = max(job.bound, _GPU_BOUND)
+            checks = parity.verify_runner(run, references, job.tensors.clips, bound, name="plan")
+            step.result = parity.summary(checks)
+        return checks
+
+    def _prove_live(self, references: tuple[Reference, ...]) -> tuple[Check, ...]:
+        job, request = self.job, self.job.request
+        if request.proof == "graph":
+            return ()
+        with self.steps("prove server") as step:
+            if request.plan_in_container:
+                step.result = "skipped: the script builds the plan later"
+                return ()
+            gpu = any(device.exists() for device in _NVIDIA)
+            if request.proof == "auto" and request.device == "gpu" and not gpu:
+                step.result = "skipped: --device gpu, and there is no GPU here"
+                return ()
+            try:
+                check = live.verify_live(
+                    live.Staged(
+                        folder=self.stage,
+                        model=job.plan.names.ensemble,
+                        recognizer=job.plan.names.recognizer,
+                        tensors=job.tensors,
+                        server_flags=job.runtime.server_flags,
+                    ),
+                    references,
+                    live.Bounds(cpu=job.bound, gpu=max(job.bound, _GPU_BOUND)),
+                )
+            except DependencyError as exc:
+                if request.proof == "server":
+                    raise
+                step.result = f"skipped: {exc.message}"
+                return ()
+            step.result = parity.summary((check,))
+        return (check,)
