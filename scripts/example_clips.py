@@ -397,8 +397,9 @@ def encode(path: Path, video: Video, *, crf: int, preset: str = "veryfast") -> N
     import av
 
     with av.open(str(path), "w") as container:
-        # one thread: the bytes must not depend on how many cores the machine has
-        options = {"crf": str(crf), "preset": preset, "threads": "1"}
+        # The same bytes every time: with more threads they depend on the cores of the machine, and
+        # with mbtree they differ from run to run (libx264 165 on a CPU with AVX-512).
+        options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
