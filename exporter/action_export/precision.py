@@ -245,7 +245,7 @@ def _large(model: Any, clips: Iterable[Clips]) -> tuple[str, ...]:
     """Names of the nodes that give or take values beyond _LARGEST for one of the clips."""
     from onnx import helper
 
-    floats = sorted(_float_outputs(model))
+    floats = _last_first(model, _float_outputs(model))
     extra = []
     for name in floats:
         # the largest magnitude alone leaves the graph, so that no activation is kept
@@ -354,7 +354,8 @@ def _errors(exact: Any, reduced: Any, names: set[str], clips: Clips) -> dict[str
     """
     from onnx import ModelProto, TensorProto, compose, helper
 
-    kept = sorted(names & {name for node in reduced.graph.node for name in node.output})
+    both_have = names & {name for node in reduced.graph.node for name in node.output}
+    kept = _last_first(exact, both_have)
     beside = compose.add_prefix(reduced, "reduced/", rename_inputs=False)
     both = ModelProto()
     both.CopyFrom(exact)
@@ -388,6 +389,16 @@ def _float_outputs(model: Any) -> set[str]:
         for value in inferred.value_info
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     }
+
+
+def _last_first(model: Any, names: set[str]) -> list[str]:
+    """In the order in which nodes must look at these tensors, so that few are held at once.
+
+    ONNX Runtime orders its work by walking back from the last node of a file. That one must look at
+    the first tensor, or all tensors are computed before any is looked at (MViT: 5 GB, not 1.1).
+    """
+    outputs = [name for node in model.graph.node for name in node.output if name in names]
+    return outputs[::-1]
 
 
 def _watch(

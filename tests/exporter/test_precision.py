@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from action_export.tracing import Graph
 from action_export.types import Check
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from support.deep import LAYER_BYTES, LAYERS, growth_of_half
 
 CHANNELS = (3, 8, 8, 8)
 RNG = np.random.default_rng(0)
@@ -196,6 +199,12 @@ def test_values_on_any_of_the_clips_count(tmp_path: Path) -> None:
 
 
 # --- int8 ---------------------------------------------------------------------------------------
+
+
+def test_looking_at_every_layer_holds_few_of_them(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        growth = pool.submit(growth_of_half, tmp_path).result()
+    assert growth < LAYERS * LAYER_BYTES / 3
 
 
 @pytest.fixture
