@@ -40,8 +40,8 @@ from tritonclient.grpc import model_config_pb2
 GPU_BOUND = 1e-3  # of float32, whose sums have another order there
 BOUND = 1e-4  # of the reference's spread over the classes
 VIDEOS = real_videos()
-# Models that one server holds at once: each is two processes.
-TOGETHER = 6
+# Models that one server holds at once: each is two processes, of up to 9 GB.
+TOGETHER = 4
 
 
 def test_every_folder_of_the_zoo_has_a_case() -> None:

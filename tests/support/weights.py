@@ -120,6 +120,8 @@ def _beside_shortcut(block: Any) -> list[Any]:
         return [branch.norm for branch in branches]
     if hasattr(block, "norm3_name"):  # mmpretrain's
         return [block.norm3]
+    if hasattr(block, "bn3"):  # OmniResNet's, torchvision's
+        return [block.bn3]
     if hasattr(block, "downsample"):  # mmaction2's
         last = getattr(block, "conv3", None) or getattr(block, "conv2", None)
         return [last.bn] if hasattr(last, "bn") else []
