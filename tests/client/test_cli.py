@@ -52,7 +52,8 @@ def test_verbose_says_where_the_time_went_on_stderr(
 ) -> None:
     assert cli.main([str(clip), "--url", server.url, "-v"]) == 0
     out, err = capsys.readouterr()
-    assert " ms to decode" in err
+    for part in (" ms to decode", " ms to resize", " ms to pack", " MiB", " ms for the answer"):
+        assert part in err
     assert " ms" not in out
 
 
@@ -70,6 +71,12 @@ def test_json_holds_what_python_gets(
     assert [(p["label"], p["index"], p["score"]) for p in result["top"]] == [
         (p.label, p.index, p.score) for p in expected
     ]
+    timings = result["timings"]
+    assert timings["prepare_ms"] == pytest.approx(
+        timings["decode_ms"] + timings["resize_ms"] + timings["encode_ms"]
+    )
+    assert timings["exchange_ms"] > 0
+    assert timings["wire_bytes"] == server.received.frames[0].nbytes + 8 * 4
 
 
 def test_a_failing_video_does_not_lose_the_others(

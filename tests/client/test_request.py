@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +191,48 @@ def test_an_index_that_does_not_fit_is_refused(
 
 
 # Packing.
+
+
+def test_the_time_of_a_request_is_counted_once_and_where_it_went(contract: Contract) -> None:
+    sampled = SampledFrames(
+        frames=noise(3, 4, 5), frame_index=np.array([0, 2, 1, 1], np.int32), resize_ms=20.0
+    )
+
+    def sample(_: Contract) -> SampledFrames:
+        time.sleep(0.05)
+        return sampled
+
+    started = time.perf_counter()
+    request = _request.prepare(sample, contract)
+    whole_ms = (time.perf_counter() - started) * 1e3
+    assert request.resize_ms == 20
+    assert request.decode_ms >= 30
+    assert request.encode_ms > 0
+    assert request.timings(exchange_ms=1.0).prepare_ms <= whole_ms
+    assert request.wire_bytes == 3 * 4 * 5 * 3 + 4 * 4
+
+
+@pytest.mark.parametrize("height", [48, 480])
+def test_resizing_is_timed_however_the_frames_come(
+    height: int, clip: Path, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize = transforms.resize
+
+    def slow_resize(frames: np.ndarray, spec: KeepRatioResize) -> np.ndarray:
+        time.sleep(0.02)
+        return resize(frames, spec)
+
+    monkeypatch.setattr(transforms, "resize", slow_resize)
+    frames = noise(60, height, height)
+    chosen = plan(60, None, contract)
+    both = (
+        _request.sample_frames(frames, None, contract),
+        _request.take_sampled(frames[chosen.frame_numbers], chosen.frame_index, contract),
+    )
+    for sampled in both:
+        assert (sampled.resize_ms >= 20) == (height > 48)
+    of_file = _request.sample_file(clip, contract)  # 96x72, one call for each frame
+    assert of_file.resize_ms >= 20 * len(of_file.frames)
 
 
 def test_tensors_have_the_names_types_and_bytes_of_the_wire_format() -> None:

@@ -10,7 +10,7 @@ from action_client import NotPublishedError, Prediction, ServerError, Timings, _
 from action_runtime.spec import PARAMETER, Contract
 from tritonclient.grpc import model_config_pb2
 
-NO_TIME = Timings(prepare_ms=0.0, exchange_ms=0.0)
+NO_TIME = Timings(decode_ms=0.0, resize_ms=0.0, encode_ms=0.0, exchange_ms=0.0, wire_bytes=0)
 
 
 def config(text: str | None, output: str = "scores") -> model_config_pb2.ModelConfig:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import _request, _response
 from ._transport import AsyncConnection, Endpoint
-from ._types import Classification, SampledFrames, Timings
+from ._types import Classification, SampledFrames
 
 
 class AsyncVideoClient:
@@ -87,17 +87,13 @@ class AsyncVideoClient:
         )
 
     async def _classify(
-        self, prepare: Callable[[Contract], SampledFrames], top_k: int
+        self, sample: Callable[[Contract], SampledFrames], top_k: int
     ) -> Classification:
         _response.check_top_k(top_k)
         contract = await self.contract()
-        started = time.perf_counter()
-        inputs = await asyncio.to_thread(lambda: _request.encode(prepare(contract)))
-        prepared = time.perf_counter()
-        result = await self._connection.infer(self.model, self.model_version, inputs)
-        timings = Timings(
-            prepare_ms=(prepared - started) * 1e3,
-            exchange_ms=(time.perf_counter() - prepared) * 1e3,
-        )
+        request = await asyncio.to_thread(_request.prepare, sample, contract)
+        sent = time.perf_counter()
+        result = await self._connection.infer(self.model, self.model_version, request.inputs)
+        timings = request.timings(exchange_ms=(time.perf_counter() - sent) * 1e3)
         scores = _response.scores_of(result, contract)
         return _response.classification(scores, contract, top_k, timings)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import _request, _response
 from ._errors import NotPublishedError
 from ._transport import Connection, Endpoint
-from ._types import Classification, SampledFrames, Timings
+from ._types import Classification, SampledFrames
 
 
 class VideoClient:
@@ -94,17 +94,13 @@ class VideoClient:
             lambda contract: _request.take_sampled(frames, frame_index, contract), top_k
         )
 
-    def _classify(self, prepare: Callable[[Contract], SampledFrames], top_k: int) -> Classification:
+    def _classify(self, sample: Callable[[Contract], SampledFrames], top_k: int) -> Classification:
         _response.check_top_k(top_k)
         contract = self.contract
-        started = time.perf_counter()
-        inputs = _request.encode(prepare(contract))
-        prepared = time.perf_counter()
-        result = self._connection.infer(self.model, self.model_version, inputs)
-        timings = Timings(
-            prepare_ms=(prepared - started) * 1e3,
-            exchange_ms=(time.perf_counter() - prepared) * 1e3,
-        )
+        request = _request.prepare(sample, contract)
+        sent = time.perf_counter()
+        result = self._connection.infer(self.model, self.model_version, request.inputs)
+        timings = request.timings(exchange_ms=(time.perf_counter() - sent) * 1e3)
         scores = _response.scores_of(result, contract)
         return _response.classification(scores, contract, top_k, timings)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from action_runtime.spec import Contract, Resize, SampleFrames
 from numpy.typing import NDArray
 
 from ._errors import InvalidRequestError
-from ._types import Frames, Plan, SampledFrames
+from ._types import Frames, Plan, Request, SampledFrames
 from ._video import read_frames
 
 # gRPC refuses messages of 2 GiB. The names and shapes around the tensors take less than this.
@@ -56,23 +58,42 @@ def require_rgb(contract: Contract) -> None:
         )
 
 
+def prepare(sample: Callable[[Contract], SampledFrames], contract: Contract) -> Request:
+    """A request for the frames that `sample` gives, timed.
+
+    Raises:
+        ActionClientError: what `sample` and `encode` raise.
+    """
+    started = time.perf_counter()
+    sampled = sample(contract)
+    ready = time.perf_counter()
+    inputs = encode(sampled)
+    return Request(
+        inputs=inputs,
+        decode_ms=(ready - started) * 1e3 - sampled.resize_ms,
+        resize_ms=sampled.resize_ms,
+        encode_ms=(time.perf_counter() - ready) * 1e3,
+        wire_bytes=_wire_bytes(sampled),
+    )
+
+
 def sample_file(path: Path, contract: Contract) -> SampledFrames:
     """Raises VideoError, and InvalidRequestError where `require_rgb` and `plan` do."""
     require_rgb(contract)
+    resizer = _Resizer(contract.resize)
     chosen, frames = read_frames(
-        path,
-        lambda info: plan(info.total_frames, info.fps, contract),
-        lambda frame: shrink(frame, contract.resize),
+        path, lambda info: plan(info.total_frames, info.fps, contract), resizer
     )
-    return SampledFrames(frames=frames, frame_index=chosen.frame_index)
+    return SampledFrames(
+        frames=frames, frame_index=chosen.frame_index, resize_ms=resizer.spent_s * 1e3
+    )
 
 
 def sample_frames(frames: NDArray[Any], fps: float | None, contract: Contract) -> SampledFrames:
     """From all frames of a video, in order. Raises InvalidRequestError."""
     checked = _check_frames(frames, contract)
     chosen = plan(len(checked), fps, contract)
-    needed = checked[chosen.frame_numbers]
-    return SampledFrames(frames=shrink(needed, contract.resize), frame_index=chosen.frame_index)
+    return _resized(checked[chosen.frame_numbers], chosen.frame_index, contract)
 
 
 def take_sampled(
@@ -93,9 +114,28 @@ def take_sampled(
             "frames, counted from 0",
             hint="send the frames of plan().frame_numbers, each once and in that order",
         )
+    return _resized(checked, index.astype(np.int32), contract)
+
+
+def _resized(frames: Frames, frame_index: NDArray[np.int32], contract: Contract) -> SampledFrames:
+    resizer = _Resizer(contract.resize)
     return SampledFrames(
-        frames=shrink(checked, contract.resize), frame_index=index.astype(np.int32)
+        frames=resizer(frames), frame_index=frame_index, resize_ms=resizer.spent_s * 1e3
     )
+
+
+class _Resizer:
+    """`shrink`, and the seconds that its calls took."""
+
+    def __init__(self, resize: Resize | None) -> None:
+        self._resize = resize
+        self.spent_s = 0.0
+
+    def __call__(self, frames: Frames) -> Frames:
+        started = time.perf_counter()
+        small = shrink(frames, self._resize)
+        self.spent_s += time.perf_counter() - started
+        return small
 
 
 def shrink(frames: Frames, resize: Resize | None) -> Frames:
@@ -125,7 +165,7 @@ def encode(sampled: SampledFrames) -> list[Any]:
     from tritonclient.grpc import InferInput
 
     frames, index = sampled.frames, sampled.frame_index
-    size = frames.nbytes + index.nbytes + _ENVELOPE
+    size = _wire_bytes(sampled) + _ENVELOPE
     if size > _LARGEST_MESSAGE:
         count, height, width = frames.shape[:3]
         raise InvalidRequestError(
@@ -137,6 +177,10 @@ def encode(sampled: SampledFrames) -> list[Any]:
         InferInput("frames", list(frames.shape), "UINT8").set_data_from_numpy(frames),
         InferInput("frame_index", list(index.shape), "INT32").set_data_from_numpy(index),
     ]
+
+
+def _wire_bytes(sampled: SampledFrames) -> int:
+    return sampled.frames.nbytes + sampled.frame_index.nbytes
 
 
 def _check_frames(frames: NDArray[Any], contract: Contract) -> Frames:

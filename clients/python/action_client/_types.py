@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SampledFrames:
-    """What is sent: the distinct frames, uint8 [F, H, W, C], and the int32 index into them."""
+    """What is sent: the distinct frames, uint8 [F, H, W, C], and the int32 index into them.
+
+    resize_ms: what resizing took of the time in which they were made.
+    """
 
     frames: Frames
     frame_index: NDArray[np.int32]
+    resize_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +45,50 @@ class Prediction:
     score: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """Where the time of one classification went, in milliseconds.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """A request that is ready to be sent; `Timings` says what its other fields mean.
 
-    prepare_ms: reading and decoding the file, resizing, and packing the request.
-    exchange_ms: from sending the request to the answer, retries included.
+    inputs: tritonclient's `InferInput` of each tensor.
     """
 
-    prepare_ms: float
+    inputs: list[Any]
+    decode_ms: float
+    resize_ms: float
+    encode_ms: float
+    wire_bytes: int
+
+    def timings(self, *, exchange_ms: float) -> Timings:
+        return Timings(
+            decode_ms=self.decode_ms,
+            resize_ms=self.resize_ms,
+            encode_ms=self.encode_ms,
+            exchange_ms=exchange_ms,
+            wire_bytes=self.wire_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time of one classification went, in milliseconds, and what was sent.
+
+    decode_ms: reading and decoding the file; of frames in memory, picking those that are needed.
+    resize_ms: resizing frames that are larger than the model takes.
+    encode_ms: packing the frames into tensors.
+    exchange_ms: from sending the request to the answer, retries included.
+    wire_bytes: size of the tensors that were sent.
+    """
+
+    decode_ms: float
+    resize_ms: float
+    encode_ms: float
     exchange_ms: float
+    wire_bytes: int
+
+    @property
+    def prepare_ms(self) -> float:
+        """Everything before the request was sent."""
+        return self.decode_ms + self.resize_ms + self.encode_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

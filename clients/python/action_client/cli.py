@@ -138,8 +138,9 @@ def _show(outcome: _Outcome, options: argparse.Namespace) -> None:
     if options.verbose:
         timings = outcome.found.timings
         print(
-            f"{outcome.video}: {timings.prepare_ms:.0f} ms to decode and pack, "
-            f"{timings.exchange_ms:.0f} ms for the answer",
+            f"{outcome.video}: {timings.decode_ms:.0f} ms to decode, "
+            f"{timings.resize_ms:.0f} ms to resize, {timings.encode_ms:.0f} ms to pack "
+            f"{timings.wire_bytes / 2**20:.1f} MiB, {timings.exchange_ms:.0f} ms for the answer",
             file=sys.stderr,
         )
 
@@ -191,7 +192,10 @@ def _outcome_as_json(outcome: _Outcome) -> dict[str, Any]:
     return {
         "video": outcome.video,
         "top": [asdict(prediction) for prediction in outcome.found.top],
-        "timings": asdict(outcome.found.timings),
+        "timings": {
+            "prepare_ms": outcome.found.timings.prepare_ms,
+            **asdict(outcome.found.timings),
+        },
         "error": None,
     }
 
