@@ -39,7 +39,7 @@ def page() -> str:
     parts = [
         _HEAD,
         _table("`action-export` and `action-serve`", ActionExportError),
-        _table("`action-client` and the Python client", ActionClientError),
+        _table("`action-client`, `action-bench` and the Python client", ActionClientError),
         _statuses(),
     ]
     return "\n".join(parts)

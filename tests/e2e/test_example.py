@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from action_client import AsyncVideoClient, Classification, VideoClient
+from action_client.bench import cli as bench_cli
 from action_export import api, example, preprocess, source
 from action_export.mmaction_compat import import_mmaction
 from action_export.precision import BOUNDS, rounding_twin
@@ -140,6 +142,33 @@ def test_the_asyncio_client_answers_as_the_blocking_one(server: Server) -> None:
     with VideoClient(server.grpc_url, "example", timeout_s=60) as client:
         for clip, answer in zip(example.CLIPS, awaited, strict=True):
             np.testing.assert_allclose(answer.scores, client.classify(clip).scores, atol=BOUND)
+
+
+def test_action_bench_shows_where_a_real_server_spends_the_time(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = str(example.CLIPS[0])
+    options = ["--concurrency", "1", "4", "--seconds", "1", "--requests", "20", "--json"]
+    assert bench_cli.main([server.grpc_url, "example", clip, *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["error"], found["notes"]) == (None, [])
+    for callers, level in zip((1, 4), found["levels"], strict=True):
+        assert level["answers"] >= 20
+        latency = level["latency_ms"]
+        assert level["throughput_per_s"] == pytest.approx(callers / latency["mean"] * 1e3, rel=0.2)
+        assert latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"]
+        ensemble, preprocess, recognizer = level["server"]
+        assert [step["model"] for step in (ensemble, preprocess, recognizer)] == [
+            "example",
+            "example_preprocess",
+            "example_recognizer",
+        ]
+        assert ensemble["requests"] == pytest.approx(level["answers"], abs=2 * callers)
+        assert 0 < preprocess["infer_ms"] < preprocess["total_ms"] < ensemble["total_ms"]
+        assert ensemble["total_ms"] < latency["mean"] * 1.2
+        ran = sum(int(size) * count for size, count in recognizer["batches"].items())
+        assert ran == pytest.approx(recognizer["requests"], abs=callers)
+    assert max(int(size) for size in found["levels"][1]["server"][2]["batches"]) > 1
 
 
 def test_labels_come_back_by_class_count_from_any_client(server: Server) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import errors_page
 import pytest
 from action_client import cli as client_cli
+from action_client.bench import cli as bench_cli
 from action_export.cli import export as export_cli
 from action_export.cli import serve as serve_cli
 
@@ -22,7 +23,7 @@ def test_errors_page_is_current() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/preprocessing.md", "docs/architecture.md"])
 def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (export_cli.main, serve_cli.main, client_cli.main):
+    for command in (export_cli.main, serve_cli.main, client_cli.main, bench_cli.main):
         with pytest.raises(SystemExit):
             command(["--help"])
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) | NOT_OURS

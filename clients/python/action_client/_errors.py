@@ -7,7 +7,8 @@ ActionClientError
 ├── NotPublishedError       23   the model was not published by action-export
 ├── ServerUnavailableError  24   nobody answers at the address
 ├── DeadlineError           25   no answer within timeout_s
-└── ServerError             26   the server failed on the request
+├── ServerError             26   the server failed on the request
+└── PerfAnalyzerError       27   perf_analyzer is not on PATH, or it failed
 
 The codes start at 20 so that a script that also runs action-export (3 to 15) can tell them apart.
 2 is argparse's own (a wrong option), 1 a bug, which prints its traceback, and 130 an interrupt.
@@ -70,3 +71,9 @@ class ServerError(ActionClientError):
     """The server failed on the request, or answered what no published model answers."""
 
     exit_code = 26
+
+
+class PerfAnalyzerError(ActionClientError):
+    """NVIDIA's perf_analyzer is asked for and is not on PATH, or it failed."""
+
+    exit_code = 27

@@ -159,6 +159,10 @@ class Connection:
         call = self._triton.infer
         return self._call(model, call, model_name=model, model_version=version, inputs=inputs)
 
+    def statistics(self, model: str) -> Any:
+        """Triton's counters of every loaded version, as `ModelStatisticsResponse`."""
+        return self._call(model, self._triton.get_inference_statistics, model_name=model)
+
     def _call(self, model: str, method: Callable[..., Any], **arguments: Any) -> Any:
         _check_open(self._closed)
         attempts = Attempts(self._endpoint, model)
