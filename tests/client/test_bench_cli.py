@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import grpc
 import numpy as np
 import pytest
 from action_client import (
@@ -156,12 +157,25 @@ def test_what_would_fail_every_request_is_one_error(
     assert found["error"]["message"] in err
 
 
+@pytest.mark.parametrize("mode", [(), ("--include-decode",)])
 def test_a_first_request_that_is_not_answered_ends_it(
-    server: FakeTriton, capsys: pytest.CaptureFixture[str]
+    mode: tuple[str, ...], server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.behaviour.delay_s = 20
-    code, found, _ = run_json(capsys, server.url, "moves", "--timeout", "0.2")
+    code, found, _ = run_json(
+        capsys, server.url, "moves", str(clip), *mode, "--timeout", "0.2", "--concurrency", "1"
+    )
+    assert found["levels"] == []
     assert (code, found["error"]["kind"]) == (DeadlineError.exit_code, "DeadlineError")
+
+
+@pytest.mark.parametrize("mode", [(), ("--include-decode",)])
+def test_a_refused_connection_is_not_tried_again(
+    mode: tuple[str, ...], server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.behaviour.infer_failures = [(grpc.StatusCode.UNAVAILABLE, "gone")]
+    code, _, _ = run_json(capsys, server.url, "moves", str(clip), *mode, "--concurrency", "1")
+    assert code == ServerUnavailableError.exit_code
 
 
 def test_the_plot_has_a_point_for_each_level(
@@ -177,6 +191,7 @@ def test_the_plot_has_a_point_for_each_level(
     [
         ("--plot", "curve.png"),
         ("--plot", "no/such/folder/curve.svg"),
+        ("--plot", "{folder}"),
         ("--concurrency", "0"),
         ("--seconds", "0"),
         ("--include-decode",),
@@ -184,10 +199,12 @@ def test_the_plot_has_a_point_for_each_level(
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_measured(
-    wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    wrong: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = tmp_path / "folder.svg"
+    folder.mkdir()
     with pytest.raises(SystemExit) as caught:
-        cli.main(["127.0.0.1:1", "moves", *wrong])
+        cli.main(["127.0.0.1:1", "moves", *(part.format(folder=folder) for part in wrong)])
     assert caught.value.code == 2
     assert "action-bench: error: " in capsys.readouterr().err
 

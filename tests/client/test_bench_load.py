@@ -171,6 +171,22 @@ def test_where_nothing_is_answered_there_is_no_latency() -> None:
     assert (level.answers, level.throughput, level.latency_ms) == (0, 0, None)
 
 
+def test_a_failing_watch_is_raised_and_ends_the_level() -> None:
+    server = Server(workers=1, seconds=0.01)
+    threads = threading.active_count()
+    with pytest.raises(ServerError):
+        drive(server, Load(callers=2, seconds=60), failing(iter([ServerError("unwatched")])))
+    # the server's own worker is left
+    assert wait_until(lambda: threading.active_count() <= threads + 1)
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
 def test_a_bug_in_a_caller_is_raised_and_ends_the_level() -> None:
     outcomes = iter([None, None, RuntimeError("a bug"), *[None] * 1000])
     with pytest.raises(RuntimeError, match="a bug"):

@@ -76,10 +76,11 @@ def test_its_report_is_read_in_milliseconds(tool: Tool) -> None:
 def test_the_rows_of_a_report_come_in_any_order() -> None:
     names = fake_perf_analyzer.HEADER.split(",")
     rows = [
-        dict(zip(names, f"{callers},{fake_perf_analyzer.ROW}".split(","), strict=True))
-        for callers in (8, 1, 2)
+        dict(zip(names, [callers, *fake_perf_analyzer.ROW.split(",")], strict=True))
+        | {"Inferences/Second": rate}
+        for callers, rate in (("8", "20.5"), ("1", "30"), ("2", "40"))
     ]
-    assert perf_analyzer.parse(rows, 1).callers == 1
+    assert [perf_analyzer.parse(rows, n).throughput for n in (1, 2, 8)] == [30, 40, 20.5]
 
 
 @pytest.mark.parametrize("rows", [[], [{"Request Rate": "1"}], [{"Concurrency": "1"}]])

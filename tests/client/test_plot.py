@@ -56,6 +56,13 @@ def test_on_a_log_axis_equal_factors_are_equal_steps() -> None:
     assert {"1", "2", "4", "8", "16"} <= set(texts(drawn))
 
 
+def test_a_log_axis_takes_the_whole_width() -> None:
+    points = [(100, 1), (1000, 1)]
+    low, high = circles(chart(Series(name="ours", points=points), x=Axis(title="n", log=True)))
+    assert low[0] < 640 * 0.2
+    assert high[0] > 640 * 0.8
+
+
 def test_a_log_axis_over_many_decades_has_powers_of_ten() -> None:
     points = [(1, 0.01), (2, 1000)]
     drawn = chart(Series(name="ours", points=points), y=Axis(title="MB", log=True))

@@ -141,9 +141,8 @@ def _writable(text: str) -> Path:
     path = Path(text)
     if path.suffix != ".svg":
         raise argparse.ArgumentTypeError(f"{text!r} should end in .svg")
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} has no folder to be written to")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+    there = path if path.exists() else path.absolute().parent
+    if path.is_dir() or not os.access(there, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return path
 

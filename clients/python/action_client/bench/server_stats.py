@@ -90,7 +90,7 @@ def _step(model: str, counts: Counter[str]) -> Step:
         failed=counts["fail count"],
         from_cache=counts["from_cache"],
         executions=counts["executions"],
-        batches={size: count for size in sizes if (count := counts[f"batch {size}"])},
+        batches={size: counts[f"batch {size}"] for size in sizes},
         queue_ms=mean_ms("queue"),
         input_ms=mean_ms("compute_input"),
         infer_ms=mean_ms("compute_infer"),
