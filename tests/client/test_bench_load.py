@@ -95,6 +95,17 @@ def test_warm_up_is_not_counted() -> None:
     assert level.latency_ms.p99 == pytest.approx(400)
 
 
+def test_the_clients_timers_are_of_what_the_server_counts_meanwhile() -> None:
+    recorder = simulate(Load(callers=4, seconds=3, requests=1), 1, one_by_one(0.1))
+    assert recorder.opened is not None
+    ends = [sample.ended for sample in recorder.ended]
+    # all of them, in a row, in flight at the opening or not, until the last that counts
+    assert ends == pytest.approx([recorder.opened + 0.1 * n for n in range(1, len(ends) + 1)])
+    assert ends[-1] == recorder.counted[-1].ended
+    timers = [Sample(caller=0, started=0, ended=1, timers={"a_ms": n}) for n in (1.0, 5.0)]
+    assert measure(timers[:1], timers).timers == {"a_ms": 3.0}
+
+
 def test_the_window_waits_for_enough_requests_but_not_for_ever() -> None:
     enough = simulate(Load(callers=1, seconds=1, requests=30), 1, one_by_one(0.2))
     assert len(enough.counted) == 30

@@ -166,7 +166,7 @@ def _style(count: int) -> str:
         )
         return (
             f".page{{fill:{page}}}.text{{fill:{text}}}.grid{{stroke:{grid}}}"
-            f".halo{{stroke:{page};stroke-width:3;paint-order:stroke}}{lines}"
+            f".halo{{stroke:{page};stroke-width:3;fill:none}}{lines}"
         )
 
     light = rules(0, "#ffffff", "#1f2328", "#d8dee4")
@@ -208,10 +208,12 @@ def _line(series: Series, number: int, plot: _Plot) -> list[str]:
 
 
 def _texts(series: Series, plot: _Plot) -> list[str]:
+    """Each twice: not every renderer knows paint-order, which would do with one."""
     return [
-        f'<text class="text halo" x="{plot.x(x):.1f}" y="{plot.y(y) - 9:.1f}" '
-        f'text-anchor="middle" font-size="11">{escape(text)}</text>'
+        f'<text class="{kind}" x="{plot.x(x):.1f}" y="{plot.y(y) - 9:.1f}" '
+        f'text-anchor="middle" font-size="11"{hidden}>{escape(text)}</text>'
         for (x, y), text in zip(series.points, series.labels, strict=False)
+        for kind, hidden in (("halo", ' aria-hidden="true"'), ("text", ""))
     ]
 
 

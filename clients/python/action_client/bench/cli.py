@@ -28,7 +28,8 @@ EPILOG = """\
 Without --include-decode the frames are prepared once, and what is measured is the server and the
 way there and back. Each level keeps that many requests in flight: some to warm up, then --seconds
 of requests that count. A level with failed requests makes the exit status that of their first
-error (docs/errors.md).
+error (docs/errors.md). perf_analyzer has its own rules for how long it measures: windows of
+--seconds, until three agree within 10 %, ten at most.
 """
 
 

@@ -150,7 +150,7 @@ class Recorder:
         if sample.started >= self.opened and sample.caller not in self._settled:
             self.counted.append(sample)
             self._close(sample, self.opened)
-            if self.closed is not None and sample.ended >= self.closed:
+            if self.closed is not None:
                 self._settled.add(sample.caller)
 
     def _warm_up(self, sample: Sample) -> None:
