@@ -3,7 +3,7 @@
 A level goes through three phases, with N requests in flight all the time:
 
 1. warm-up, until every caller has had its share of answers;
-2. the window: what starts in it is counted, and waited for;
+2. the window: what starts in it is counted, and waited for, one request of each caller at least;
 3. cool-down: callers that are done keep sending until the counted requests of all have ended, so
    that the last of those meet the same load as the first.
 
@@ -13,14 +13,15 @@ Callers have almost the same D, since a window has one length for all, so
 
     throughput = answers of all callers / mean of D over the callers.
 
-Requests are counted by their start alone, which does not depend on how long they will take: by
-Wald's identity the sum of D over callers is then their number times the mean latency, and the
-throughput is Little's N / mean latency, without a bias, for windows of any length. Other ways have
-one, which grows with the latency, and so with the callers that queue:
+Requests are counted by their start, which does not depend on how long they will take: by Wald's
+identity the expected sum of D over the callers is then the expected number of requests times the
+mean latency, and the throughput is Little's N / mean latency, for windows of any length. Other ways
+err the more, the longer a latency is, and so the more callers queue:
 
-- every answer that comes in the window, over the window: counts what was sent before it as well,
-  which without a warm-up, or where answers come in bursts of a batch, is too much;
-- only what starts and ends in the window, over the window: loses a request for each caller. With 16
+- every answer that comes in the window, over its length: right on average if the load is steady,
+  but a batch more or less at an edge is much of a short window, and without a warm-up the first
+  answers are of requests that met no queue;
+- only what starts and ends in the window, over its length: loses a request for each caller. With 16
   callers in a queue and a window of three latencies, that is a third of them.
 
 A failed request is no answer, and its time is no latency; it remains part of D.
