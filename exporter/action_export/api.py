@@ -46,6 +46,7 @@ from action_export.types import (
     StepEvent,
     Tensors,
 )
+from action_export.wire import check_wire, wire_notes, wire_of
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     check_release(request.triton_version, request.opset)
     tracing.check_opset(request.opset)
     precision.check_calibration(request.precision, request.calibration)
+    check_wire(request)
     check_format(request)
     builder = None if request.dry_run else _builder_for(request)
     for video in request.calibration:
@@ -132,6 +134,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
     with steps("read config") as step:
         config = source.load_config(request.config, request.cfg_options)
         preprocessing = preprocess.derive(config, request.views)
+        wire = wire_of(request, preprocessing.modality)
         classes = preprocess.class_count(config)
         step.result = f"{config.model['type']}, {classes} classes"
     with steps("load checkpoint") as step:
@@ -143,7 +146,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"
     with steps("plan") as step:
         contract = preprocessing.contract(
-            config, labels=labels, provenance=manifest.provenance(config, checkpoint)
+            config, labels=labels, provenance=manifest.provenance(config, checkpoint), wire=wire
         )
         tensors = Tensors.of(contract, request.max_batch_size or default_batch(contract.views))
         runtime = recognizer_runtime(request, tensors.clips, _identity(request, contract))
@@ -170,6 +173,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
             *config.notes,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
+            *wire_notes(contract),
             *_tensorrt_notes(request),
         ),
     )
@@ -238,7 +242,7 @@ def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Referen
         for video in videos:
             references.append(reference.run_mmaction(model, job.preprocessing, video))
             # a wide bound tells a mix-up only of videos that lie further apart
-            wanted = max(job.family.tolerance, 2 * job.bound / parity.MARGIN)
+            wanted = max(job.family.tolerance, 2 * job.live_bound / parity.MARGIN)
             distinct = parity.distinguishable(tuple(references), wanted)
             if not job.request.videos and len(distinct) >= 2:
                 break

@@ -14,6 +14,7 @@ from action_export.tensorrt import Engine
 from action_export.tracing import Graph
 from action_export.triton import RecognizerRuntime
 from action_export.types import Check, ExportRequest, Precision, Tensors
+from action_export.wire import bound_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,11 @@ class Job:
         """Of the scores of what will be served, as a share of their spread over the classes."""
         kind = self.request.precision
         return self.family.tolerance if kind == "fp32" else precision.BOUNDS[kind]
+
+    @property
+    def live_bound(self) -> float:
+        """The same of a live server, where JPEG may cost something too."""
+        return self.bound + bound_of(self.contract.wire)
 
     def graph_path(self, stage: Path, kind: Precision) -> Path:
         """In the model if this graph is what is served, or else beside the models."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from action_runtime import wire
+from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
 from action_export.errors import ServeError
@@ -30,6 +33,7 @@ class Staged:
     folder: Path
     model: str
     recognizer: str
+    contract: Contract
     tensors: Tensors
     server_flags: tuple[str, ...] = ()
 
@@ -50,6 +54,7 @@ def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bound
         ServeError: it does not load the models, or answers with an error.
     """
     rows = references * _ROUNDS
+    frames = {row.video: _frames(row, staged.contract) for row in references}
     options = ServerOptions(extra_args=staged.server_flags)
     with (
         serve(staged.folder, options) as server,
@@ -57,7 +62,7 @@ def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bound
     ):
         url = server.grpc_url
         on_gpu = _runs_on_gpu(url, staged.recognizer)
-        scores = list(pool.map(lambda row: _infer(url, staged.model, staged.tensors, row), rows))
+        scores = list(pool.map(lambda row: _infer(url, staged, row, frames[row.video]), rows))
     return compare_scores(
         f"live server, {len(rows)} at once",
         list(zip(scores, rows, strict=True)),
@@ -75,21 +80,30 @@ def _runs_on_gpu(url: str, model: str) -> bool:
     return any(group.kind == kind for group in config.instance_group)
 
 
-def _infer(url: str, model: str, tensors: Tensors, reference: Reference) -> NDArray[np.float32]:
+def _frames(reference: Reference, contract: Contract) -> NDArray[Any]:
+    """Pixels of full size, which leave all to the server; JPEG of those that a client sends."""
+    if contract.wire is None:
+        return reference.frames
+    return wire.pack(wire.shrink(reference.frames, contract.resize), contract)
+
+
+def _infer(
+    url: str, staged: Staged, reference: Reference, frames: NDArray[Any]
+) -> NDArray[np.float32]:
     """The ensemble's scores for the frames of one video, [classes]."""
     from tritonclient.grpc import InferenceServerClient, InferInput
     from tritonclient.utils import InferenceServerException
 
-    inputs = []
+    inputs, tensors = [], staged.tensors
     for spec, values in (
-        (tensors.frames, reference.frames),
+        (tensors.frames, frames),
         (tensors.frame_index, reference.frame_index),
     ):
         inputs.append(InferInput(spec.name, values.shape, spec.dtype))
         inputs[-1].set_data_from_numpy(values)
     try:
         with InferenceServerClient(url) as client:
-            result = client.infer(model, inputs, client_timeout=_TIMEOUT_S)
+            result = client.infer(staged.model, inputs, client_timeout=_TIMEOUT_S)
     except InferenceServerException as exc:
         raise ServeError(
             f"the staged model does not answer for {reference.video.name}: {exc.message()}",

@@ -105,6 +105,8 @@ def command(request: ExportRequest) -> str:
         "--opset": request.opset,
         "--server-tensorrt": request.server_tensorrt,
         "--precision": request.precision if request.precision != "fp32" else None,
+        "--wire": request.wire if request.wire != "raw" else None,
+        "--jpeg-quality": request.jpeg_quality,
         "--format": request.format if request.format != "onnx" else None,
         "--accelerator": "tensorrt" if request.accelerate else None,
         "--builder-level": request.engine.level,

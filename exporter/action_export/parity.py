@@ -186,7 +186,7 @@ def _agreement(pairs: list[tuple[NDArray[np.float32], Reference]], count: int) -
     return float(np.mean(shares))
 
 
-def require(checks: tuple[Check, ...]) -> None:
+def require(checks: tuple[Check, ...], hint: str = _HINT) -> None:
     """Raises ParityError with every comparison that failed."""
     failed = [check for check in checks if not check.passed]
     if failed:
@@ -196,7 +196,7 @@ def require(checks: tuple[Check, ...]) -> None:
                 f"{check.name} by {check.error:.3g} {check.unit} (bound {check.bound:g})"
                 for check in failed
             ),
-            hint=_HINT,
+            hint=hint,
         )
 
 

@@ -19,6 +19,7 @@ from action_runtime.spec import (
     DenseSampleFrames,
     FixedResize,
     Interpolation,
+    Jpeg,
     KeepRatioResize,
     Resize,
     SampleFrames,
@@ -81,6 +82,7 @@ class Preprocessing:
         *,
         labels: tuple[str, ...],
         provenance: Mapping[str, str],
+        wire: Jpeg | None = None,
     ) -> Contract:
         """The value that clients and the preprocess model read."""
         try:
@@ -92,6 +94,7 @@ class Preprocessing:
                 average=average_clips(config),
                 channels=self.channels,
                 reads_fps=self.reads_fps,
+                wire=wire,
                 labels=labels,
                 config_views=self.config_views,
                 provenance=provenance,

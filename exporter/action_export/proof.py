@@ -14,6 +14,7 @@ from action_export.reference import Reference
 from action_export.tensorrt import Engine, Target
 from action_export.tracing import Graph
 from action_export.types import Check, Reduced
+from action_export.wire import LOSSY_HINT
 
 # Of float32 on a GPU, which adds in another order, and convolves by Winograd's products.
 _GPU_BOUND = 1e-3
@@ -69,8 +70,10 @@ class Proof:
                 precision.require(kind, ran, exact, graph, distinct[0].clips)
             parity.require(ran)
             checks += ran
+        if job.contract.wire is not None:
+            distinct = parity.farthest_apart(distinct, job.live_bound)
         served = self._prove_live(distinct)
-        parity.require(served)
+        parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
         return Proved(graph=graph, engine=engine, checks=checks + served)
 
     def _reduce(
@@ -138,11 +141,12 @@ class Proof:
                         folder=self.stage,
                         model=job.plan.names.ensemble,
                         recognizer=job.plan.names.recognizer,
+                        contract=job.contract,
                         tensors=job.tensors,
                         server_flags=job.runtime.server_flags,
                     ),
                     references,
-                    live.Bounds(cpu=job.bound, gpu=max(job.bound, _GPU_BOUND)),
+                    live.Bounds(cpu=job.live_bound, gpu=max(job.live_bound, _GPU_BOUND)),
                 )
             except DependencyError as exc:
                 if request.proof == "server":
@@ -150,4 +154,6 @@ class Proof:
                 step.result = f"skipped: {exc.message}"
                 return ()
             step.result = parity.summary((check,))
+            if job.contract.wire is not None:
+                step.result += f", JPEG of quality {job.contract.wire.quality}"
         return (check,)

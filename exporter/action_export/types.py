@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from action_runtime.spec import Contract
 
-DType = Literal["UINT8", "INT32", "FP32"]
+DType = Literal["UINT8", "INT32", "FP32", "BYTES"]
 Crops = Literal["config", "center", "three", "ten"]
 Device = Literal["auto", "cpu", "gpu"]
 Layout = Literal["NCHW", "NCTHW"]
@@ -19,6 +19,7 @@ Proof = Literal["auto", "graph", "server"]
 Reduced = Literal["fp16", "int8"]
 Precision = Literal["fp32", Reduced]
 Format = Literal["onnx", "tensorrt"]
+Wire = Literal["raw", "jpeg"]
 Compatible = Literal["none", "ampere_plus", "same_compute_capability"]
 
 DYNAMIC = -1
@@ -38,6 +39,11 @@ class TensorSpec:
     dims: tuple[int, ...]
     max_batch_size: int = 0
 
+    @property
+    def data_type(self) -> str:
+        """In the words of config.pbtxt, where requests say BYTES."""
+        return "TYPE_STRING" if self.dtype == "BYTES" else f"TYPE_{self.dtype}"
+
     def shape(self, batch: int) -> tuple[int, ...]:
         return (batch, *self.dims) if self.max_batch_size else self.dims
 
@@ -48,7 +54,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensors:
-    """The four tensors of a published model. `frames`, `frame_index` and `scores` are public."""
+    """The four tensors of a published model. `frames`, `frame_index` and `scores` are public.
+
+    frames: pixels, or a JPEG file of each frame.
+    """
 
     frames: TensorSpec
     frame_index: TensorSpec
@@ -57,11 +66,12 @@ class Tensors:
 
     @classmethod
     def of(cls, contract: Contract, max_batch_size: int) -> Tensors:
+        pixels = (DYNAMIC, DYNAMIC, contract.channels) if contract.wire is None else ()
         return cls(
             frames=TensorSpec(
-                name="frames",
-                dtype="UINT8",
-                dims=(DYNAMIC, DYNAMIC, DYNAMIC, contract.channels),
+                name=contract.frames_tensor,
+                dtype="BYTES" if contract.wire else "UINT8",
+                dims=(DYNAMIC, *pixels),
             ),
             frame_index=TensorSpec(name="frame_index", dtype="INT32", dims=(contract.positions,)),
             clips=TensorSpec(
@@ -131,6 +141,8 @@ class ExportRequest:
     triton_version: release of the server that will load the repository, such as "24.10".
     server_tensorrt: the TensorRT in its image, where this package does not know the release.
     calibration: the videos whose values give the scales of int8.
+    wire: how frames travel to the server: as pixels, or as JPEG of `jpeg_quality`, which is lossy;
+        None is a quality of 95.
     format: what the recognizer is served as: model.onnx, or a plan of TensorRT.
     accelerate: let ONNX Runtime run model.onnx with its TensorRT provider, where there is one.
     plan_in_container: write model.onnx and the script that builds the plan in the serving image.
@@ -150,6 +162,8 @@ class ExportRequest:
     opset: int = 18
     precision: Precision = "fp32"
     calibration: tuple[Path, ...] = ()
+    wire: Wire = "raw"
+    jpeg_quality: int | None = None
     format: Format = "onnx"
     accelerate: bool = False
     plan_in_container: bool = False

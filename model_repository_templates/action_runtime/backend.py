@@ -18,23 +18,30 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from . import jpeg
 from .spec import PARAMETER, Contract, ContractError
 from .transforms import BadRequestError, make_clips, pixel_library
 
 
 class TritonPythonModel:
-    """Inputs `frames` UINT8 [F, H, W, C] and `frame_index` INT32 [positions]; output `clips`."""
+    """Inputs `frames` UINT8 [F, H, W, C] and `frame_index` INT32 [positions]; output `clips`.
+
+    Where the contract has a `wire`, `frames_jpeg` BYTES [F] takes the place of `frames`.
+    """
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Reads the contract, and fails the load where no request could be answered rightly.
 
         Raises:
             ContractError: the model's configuration holds no contract that this code can read.
-            OpenCVMissingError: the contract's interpolation needs OpenCV, which is not installed.
+            OpenCVMissingError: the contract's interpolation or wire needs OpenCV, which is not
+                installed.
             RuntimeError: this NumPy does not work with this server.
         """
         _check_tensors_pass_unchanged()
         self._contract = _read_contract(args["model_config"])
+        if self._contract.wire is not None:
+            jpeg.require_codec()
         library = pixel_library(self._contract.resize)
         if library == "cv2":
             _use_one_thread()
@@ -49,7 +56,7 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            frames = pb_utils.get_input_tensor_by_name(request, "frames").as_numpy()
+            frames = self._frames(request)
             frame_index = pb_utils.get_input_tensor_by_name(request, "frame_index").as_numpy()
             clips = make_clips(frames, frame_index, self._contract)
         except BadRequestError as exc:
@@ -59,6 +66,11 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(traceback.format_exc())
             return _error(f"{type(exc).__name__}: {exc}", pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("clips", clips)])
+
+    def _frames(self, request: Any) -> Any:
+        tensor = pb_utils.get_input_tensor_by_name(request, self._contract.frames_tensor)
+        sent = tensor.as_numpy()
+        return sent if self._contract.wire is None else jpeg.decode(sent)
 
 
 def _error(message: str, code: Any) -> Any:

@@ -118,6 +118,21 @@ class Crop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Jpeg:
+    """Frames travel as JPEG files with halved chroma (4:2:0), in the size that the model takes.
+
+    quality: 1 to 100 on the scale of the Independent JPEG Group, which libjpeg and OpenCV use.
+    """
+
+    kind: ClassVar[str] = "jpeg"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ContractError(f"a JPEG quality goes from 1 to 100, and is not {self.quality}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
     """How a video becomes the `clips` of the recognizer, and what its `scores` mean.
 
@@ -125,6 +140,8 @@ class Contract:
         mmaction2); where it is False, target_fps has no effect on the sampled positions.
     average: what is averaged over the views, softmax probabilities or raw scores.
     channels: of a frame: 3 are RGB; 2 are optical flow, x and y, in grey levels with 128 for none.
+    wire: how frames travel to the server: None is as pixels, without loss. Only Jpeg is written,
+        so that a client that knows pixels only reads no contract of a model that takes none.
     labels: one name for each class in order, or empty where none are known.
     config_views: num_clips and crops of the config, when fewer views are served than it asks for.
     provenance: config name and sha256, checkpoint sha256, version of the exporter.
@@ -137,6 +154,7 @@ class Contract:
     average: Literal["prob", "score"]
     channels: int = 3
     reads_fps: bool = True
+    wire: Jpeg | None = None
     labels: tuple[str, ...] = ()
     config_views: Mapping[str, int | str] | None = None
     provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -146,10 +164,17 @@ class Contract:
             raise ContractError("without a crop only a fixed resize gives clips of one size")
         if self.labels and len(self.labels) != self.classes:
             raise ContractError(f"{len(self.labels)} labels for {self.classes} classes")
+        if self.wire is not None and self.channels != 3:
+            raise ContractError(f"JPEG holds frames of 3 channels, not {self.channels}")
 
     @property
     def takes_flow(self) -> bool:
         return self.channels == 2
+
+    @property
+    def frames_tensor(self) -> str:
+        """The input that holds the frames; of another type, it has another name."""
+        return "frames" if self.wire is None else "frames_jpeg"
 
     @property
     def positions(self) -> int:
@@ -179,7 +204,10 @@ class Contract:
 
     def to_json(self) -> str:
         """The one string that is written; keys are sorted, so equal contracts are equal strings."""
-        return json.dumps({"schema": SCHEMA, **_plain(self)}, sort_keys=True, ensure_ascii=False)
+        fields = {"schema": SCHEMA, **_plain(self)}
+        if self.wire is None:
+            del fields["wire"]
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
@@ -204,6 +232,7 @@ class Contract:
                     "sampler": _tagged(_SAMPLERS, data["sampler"]),
                     "resize": data["resize"] and _tagged(_RESIZES, data["resize"]),
                     "crop": None if data["crop"] is None else Crop(**data["crop"]),
+                    "wire": _tagged(_WIRES, data["wire"]) if "wire" in data else None,
                     "labels": tuple(data["labels"]),
                 }
             )
@@ -213,6 +242,7 @@ class Contract:
 
 _SAMPLERS: dict[str, Any] = {c.kind: c for c in (SampleFrames, DenseSampleFrames, UniformSample)}
 _RESIZES: dict[str, Any] = {c.kind: c for c in (KeepRatioResize, FixedResize)}
+_WIRES: dict[str, Any] = {Jpeg.kind: Jpeg}
 
 
 def _plain(value: Any) -> Any:

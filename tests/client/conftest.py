@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from action_runtime.spec import Contract, Crop, KeepRatioResize, SampleFrames
+from action_runtime.spec import Contract, Crop, Jpeg, KeepRatioResize, SampleFrames
 from support.encode import Encoding, encode, moving_shapes
 from support.fake_triton import FakeModel, FakeTriton, fake_triton
 
@@ -33,6 +33,21 @@ def flow_contract() -> Contract:
 def flow_server() -> Iterator[FakeTriton]:
     """One model, of optical flow."""
     with fake_triton({"flow": FakeModel(FLOW)}) as running:
+        yield running
+
+
+LOSSY = replace(CONTRACT, wire=Jpeg(quality=90))
+
+
+@pytest.fixture
+def lossy_contract() -> Contract:
+    return LOSSY
+
+
+@pytest.fixture
+def lossy_server() -> Iterator[FakeTriton]:
+    """One model, whose frames travel as JPEG."""
+    with fake_triton({"lossy": FakeModel(LOSSY)}) as running:
         yield running
 
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
-from action_client import InvalidRequestError, ServerUnavailableError, VideoClient, VideoError, cli
+from action_client import (
+    DependencyError,
+    InvalidRequestError,
+    ServerUnavailableError,
+    VideoClient,
+    VideoError,
+    cli,
+)
 from action_runtime.spec import Contract
 from support.fake_triton import FakeModel, FakeTriton, fake_triton
 
@@ -127,6 +134,20 @@ def test_a_model_of_optical_flow_is_one_error_and_not_one_per_video(
     code, found = run_json(capsys, str(clip), str(clip), "--url", flow_server.url)
     assert code == InvalidRequestError.exit_code
     assert "takes optical flow, 2 channels" in found["error"]["message"]
+    assert found["results"] == []
+
+
+def test_jpeg_without_opencv_is_one_error_and_not_one_per_video(
+    lossy_server: FakeTriton,
+    clip: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    code, found = run_json(capsys, str(clip), str(clip), "--url", lossy_server.url)
+    assert code == DependencyError.exit_code
+    assert "takes frames as JPEG" in found["error"]["message"]
+    assert "action-export[fast]" in found["error"]["hint"]
     assert found["results"] == []
 
 

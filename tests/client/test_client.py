@@ -33,7 +33,7 @@ from action_client import (
     plan,
     published_models,
 )
-from action_runtime import sampling
+from action_runtime import jpeg, sampling, wire
 from action_runtime.spec import Contract
 from action_runtime.transforms import make_clips
 from support.encode import encode, moving_shapes
@@ -156,6 +156,34 @@ def test_flow_in_memory_gets_the_same_answer_in_every_form(
     flow = moving_shapes(50)[..., :2]
     for answer in in_every_form(flow_server.url, "flow", flow, flow_contract):
         assert np.array_equal(answer.scores, expected_scores(flow, flow_contract))
+
+
+def test_jpeg_gets_the_same_answer_in_every_form(
+    lossy_server: FakeTriton, lossy_contract: Contract
+) -> None:
+    frames = moving_shapes(50)
+    chosen = plan(50, None, lossy_contract)
+    small = wire.shrink(frames[chosen.frame_numbers], lossy_contract.resize)
+    files = jpeg.encode(small, 90)
+    clips = make_clips(jpeg.decode(files), chosen.frame_index, lossy_contract)
+    for answer in in_every_form(lossy_server.url, "lossy", frames, lossy_contract):
+        assert np.array_equal(answer.scores, scores_of(clips, lossy_contract)[0])
+        assert answer.timings.wire_bytes == sum(4 + len(file) for file in files) + 8 * 4
+    for received in lossy_server.received.frames:
+        assert list(received) == list(files)
+
+
+def test_a_file_is_sent_as_jpeg_of_the_target_size(
+    classify: Call, lossy_server: FakeTriton, clip: Path, lossy_contract: Contract
+) -> None:
+    found = classify(lossy_server.url, "lossy", clip)
+    (files,) = lossy_server.received.frames
+    count = len(plan(60, None, lossy_contract).frame_numbers)
+    assert jpeg.decode(files).shape == (count, 48, 64, 3)
+    exact = _video.read_frames(clip, lambda info: plan_of_all(info.total_frames))[1]
+    expected = expected_scores(exact, lossy_contract)
+    assert not np.array_equal(found.scores, expected)
+    assert np.abs(found.scores - expected).max() < 1
 
 
 def test_the_contract_is_read_once(server: FakeTriton, contract: Contract) -> None:

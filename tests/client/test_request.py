@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from action_client import InvalidRequestError, _request, plan
+from action_client import DependencyError, InvalidRequestError, _request, plan
 from action_client._types import SampledFrames
-from action_runtime import sampling, transforms
-from action_runtime.spec import Contract, FixedResize, KeepRatioResize, SampleFrames
+from action_runtime import jpeg, sampling, transforms
+from action_runtime.spec import Contract, Jpeg, KeepRatioResize, SampleFrames
 from support.encode import moving_shapes
+from tritonclient.utils import deserialize_bytes_tensor
 
 AT_FIXED_RATE = SampleFrames(clip_len=4, frame_interval=2, num_clips=1, target_fps=10)
 
@@ -51,78 +53,6 @@ def test_a_missing_frame_rate_is_refused_where_the_model_needs_it(contract: Cont
 def test_no_frames_are_refused(contract: Contract) -> None:
     with pytest.raises(InvalidRequestError, match="at least one frame"):
         plan(0, None, contract)
-
-
-# Shrinking: only if smaller, and only if the server then has nothing left to do.
-
-
-@pytest.mark.parametrize(
-    ("size", "resize"),
-    [
-        ((720, 1280), KeepRatioResize(short=256)),
-        ((1280, 720), KeepRatioResize(short=256)),
-        ((257, 341), KeepRatioResize(short=256)),
-        ((1080, 1920), KeepRatioResize(short=256, long=340)),
-        ((333, 1001), KeepRatioResize(short=224, long=300)),
-        ((240, 320), FixedResize(width=171, height=128)),
-    ],
-)
-def test_large_frames_are_sent_as_the_server_would_resize_them(
-    size: tuple[int, int], resize: KeepRatioResize | FixedResize
-) -> None:
-    frames = noise(2, *size)
-    small = _request.shrink(frames, resize)
-    assert small.nbytes < frames.nbytes
-    assert np.array_equal(small, transforms.resize(frames, resize))
-    assert transforms.resize(small, resize) is small
-
-
-@pytest.mark.parametrize(
-    ("size", "resize"),
-    [
-        ((72, 96), KeepRatioResize(short=256)),
-        ((256, 340), KeepRatioResize(short=256)),
-        ((100, 100), FixedResize(width=171, height=128)),
-        ((500, 500), None),
-        ((4, 4000), KeepRatioResize(short=4, long=100)),
-    ],
-)
-def test_other_frames_are_sent_as_they_are(
-    size: tuple[int, int], resize: KeepRatioResize | FixedResize | None
-) -> None:
-    frames = noise(1, *size)
-    assert _request.shrink(frames, resize) is frames
-
-
-def test_every_size_that_is_shrunk_stays_as_it_is_on_the_server() -> None:
-    shrunk = 0
-    for height, width in np.random.default_rng(1).integers(200, 3000, (3000, 2)).tolist():
-        frames = np.broadcast_to(np.uint8(0), (1, height, width, 3))
-        resize = KeepRatioResize(short=171, long=257)
-        small = transforms.target_size(height, width, resize)
-        if transforms.target_size(*small, resize) == small:
-            shrunk += 1
-        else:
-            assert _request.shrink(frames, resize) is frames
-    assert shrunk > 2900
-
-
-def test_frames_that_the_resize_would_change_twice_are_left_to_the_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    frames, resize = noise(1, 100, 100), KeepRatioResize(short=50)
-    sizes = {(100, 100): (50, 50), (50, 50): (50, 51)}
-    monkeypatch.setattr(transforms, "target_size", lambda h, w, spec: sizes[h, w])
-    assert _request.shrink(frames, resize) is frames
-
-
-def test_an_interpolation_that_is_missing_here_is_left_to_the_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transforms, "_find_cv2", lambda: None)
-    frames = noise(1, 100, 100)
-    assert _request.shrink(frames, KeepRatioResize(short=50, interpolation="area")) is frames
-    assert _request.shrink(frames, KeepRatioResize(short=50)).shape == (1, 50, 50, 3)
 
 
 # All frames of a video, or those of a plan.
@@ -235,19 +165,44 @@ def test_resizing_is_timed_however_the_frames_come(
     assert of_file.resize_ms >= 20 * len(of_file.frames)
 
 
-def test_tensors_have_the_names_types_and_bytes_of_the_wire_format() -> None:
+def test_tensors_have_the_names_types_and_bytes_of_the_wire_format(contract: Contract) -> None:
     sampled = SampledFrames(frames=noise(3, 4, 5), frame_index=np.array([0, 2, 1, 1], np.int32))
-    frames, index = _request.encode(sampled)
+    (frames, index), size = _request.encode(sampled, contract)
     assert (frames.name(), frames.datatype(), frames.shape()) == ("frames", "UINT8", [3, 4, 5, 3])
     assert (index.name(), index.datatype(), index.shape()) == ("frame_index", "INT32", [4])
     assert frames._get_content() == sampled.frames.tobytes()
     assert index._get_content() == sampled.frame_index.tobytes()
+    assert size == len(frames._get_content()) + len(index._get_content())
 
 
-def test_a_request_beyond_two_gib_is_refused_before_it_is_copied() -> None:
+def test_frames_as_jpeg_are_a_file_each(contract: Contract) -> None:
+    lossy = dataclasses.replace(contract, wire=Jpeg(quality=90))
+    sampled = SampledFrames(
+        frames=moving_shapes(3, 40, 56), frame_index=np.array([0, 2, 1, 1], np.int32)
+    )
+    (frames, index), size = _request.encode(sampled, lossy)
+    assert (frames.name(), frames.datatype(), frames.shape()) == ("frames_jpeg", "BYTES", [3])
+    assert (index.name(), index.shape()) == ("frame_index", [4])
+    content = frames._get_content()
+    assert size == len(content) + 16
+    files = deserialize_bytes_tensor(content)
+    assert list(files) == list(jpeg.encode(sampled.frames, 90))
+
+
+def test_without_opencv_a_model_of_jpeg_is_refused_before_anything_is_decoded(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    lossy = dataclasses.replace(contract, wire=Jpeg())
+    with pytest.raises(DependencyError, match="frames as JPEG, and OpenCV") as caught:
+        _request.prepare(lambda _: pytest.fail("was decoded"), lossy)
+    assert 'pip install "action-export[fast]"' in caught.value.hint
+
+
+def test_a_request_beyond_two_gib_is_refused_before_it_is_copied(contract: Contract) -> None:
     # 346 frames of full HD are 2.004 GiB; here they take one byte.
     frames = np.broadcast_to(np.uint8(0), (346, 1080, 1920, 3))
     sampled = SampledFrames(frames=frames, frame_index=np.zeros(8, np.int32))
     with pytest.raises(InvalidRequestError, match=r"346 frames of 1920x1080 are 2\.00 GiB") as seen:
-        _request.encode(sampled)
+        _request.encode(sampled, contract)
     assert "--num-clips" in seen.value.hint

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from action_export import repository
 from action_export.types import Tensors
+from action_runtime import jpeg
 from action_runtime.spec import (
     PARAMETER,
     Contract,
@@ -23,6 +25,7 @@ from action_runtime.spec import (
     Crop,
     FixedResize,
     Interpolation,
+    Jpeg,
     KeepRatioResize,
     SampleFrames,
 )
@@ -37,6 +40,7 @@ CONTRACT = Contract(
     classes=3,
     average="prob",
 )
+LOSSY = replace(CONTRACT, wire=Jpeg(quality=90))
 FRAME_INDEX = np.array([0, 2, 2, 1], np.int32)
 
 
@@ -93,8 +97,8 @@ class InferenceResponse:
 
 
 class InferenceRequest:
-    def __init__(self, frames: Any, frame_index: Any = FRAME_INDEX) -> None:
-        self._inputs = [Tensor("frames", frames), Tensor("frame_index", frame_index)]
+    def __init__(self, frames: Any, frame_index: Any = FRAME_INDEX, name: str = "frames") -> None:
+        self._inputs = [Tensor(name, frames), Tensor("frame_index", frame_index)]
 
     def inputs(self) -> list[Tensor]:
         return self._inputs
@@ -227,6 +231,27 @@ def test_bad_requests_leave_the_others_of_their_execution_alone(
     assert "Traceback" in pb_utils.Logger.errors[0]
     assert len(pb_utils.Logger.errors) == 1
     assert not any(response.output_tensors() for response in (*refused, broken))
+
+
+def test_jpeg_is_decoded_and_a_bad_file_is_named(load: Load, pb_utils: ModuleType) -> None:
+    files = jpeg.encode(_frames(), 90)
+    bad = files.copy()
+    bad[2] = b"\xff\xd8 and nothing"
+    requests = [InferenceRequest(sent, name="frames_jpeg") for sent in (files, bad)]
+    answered, refused = load(LOSSY).execute(requests)
+    expected = make_clips(jpeg.decode(files), FRAME_INDEX, CONTRACT)
+    np.testing.assert_array_equal(answered.output_tensors()[0].as_numpy(), expected)
+    assert refused.error().code() == "INVALID_ARG"
+    assert refused.error().message().startswith("frames_jpeg[2] is cut short")
+    assert pb_utils.Logger.errors == []
+
+
+def test_without_opencv_a_model_of_jpeg_fails_its_load(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(RuntimeError, match=r"as JPEG.*pip install opencv-python-headless"):
+        load(LOSSY)
 
 
 def test_the_load_fails_where_the_server_garbles_tensors(

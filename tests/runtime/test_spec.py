@@ -15,6 +15,7 @@ from action_runtime.spec import (
     DenseSampleFrames,
     FixedResize,
     Interpolation,
+    Jpeg,
     KeepRatioResize,
     SampleFrames,
     UniformSample,
@@ -58,6 +59,7 @@ crops = st.builds(
 @st.composite
 def contracts(draw: st.DrawFn) -> Contract:
     crop = draw(st.none() | crops)
+    wire = draw(st.none() | st.builds(Jpeg, quality=st.integers(1, 100)))
     labels = draw(st.just(()) | st.lists(st.text(), min_size=1, max_size=5).map(tuple))
     return Contract(
         sampler=draw(samplers),
@@ -65,7 +67,8 @@ def contracts(draw: st.DrawFn) -> Contract:
         crop=crop,
         classes=len(labels) or draw(counts),
         average=draw(st.sampled_from(["prob", "score"])),
-        channels=draw(st.integers(1, 10)),
+        channels=3 if wire else draw(st.integers(1, 10)),
+        wire=wire,
         reads_fps=draw(st.booleans()),
         labels=labels,
         config_views=draw(st.none() | st.dictionaries(st.text(), counts | st.text(), max_size=3)),
@@ -119,6 +122,36 @@ def test_labels_of_the_wrong_count_are_refused() -> None:
         _contract(labels=("run", "jump"))
 
 
+def test_a_contract_of_pixels_is_what_it_was_before_there_was_jpeg() -> None:
+    assert _contract(labels=("one", "two"), classes=2).to_json() == (
+        '{"average": "prob", "channels": 3, "classes": 2, "config_views": null, '
+        '"crop": {"height": 224, "kind": "center", "width": 224}, "labels": ["one", "two"], '
+        '"provenance": {}, "reads_fps": true, '
+        '"resize": {"interpolation": "bilinear", "kind": "keep_ratio", "long": null, "short": 256},'
+        ' "sampler": {"clip_len": 8, "frame_interval": 1, "kind": "sample_frames", "num_clips": 1,'
+        ' "out_of_bound": "loop", "target_fps": null, "twice_sample": false}, "schema": 1}'
+    )
+
+
+def test_jpeg_is_a_field_that_is_unknown_to_a_client_of_pixels_only() -> None:
+    """It refuses unknown fields (below), so it can't send pixels to a model of JPEG."""
+    lossy = json.loads(_contract(wire=Jpeg(quality=90)).to_json())
+    assert lossy.pop("wire") == {"kind": "jpeg", "quality": 90}
+    assert lossy == _plain()
+    assert _contract(wire=Jpeg()).frames_tensor != _contract().frames_tensor
+
+
+@pytest.mark.parametrize("quality", [0, 101])
+def test_a_jpeg_quality_that_there_is_not_is_refused(quality: int) -> None:
+    with pytest.raises(ContractError, match=f"from 1 to 100, and is not {quality}"):
+        Jpeg(quality=quality)
+
+
+def test_jpeg_of_optical_flow_is_refused() -> None:
+    with pytest.raises(ContractError, match="3 channels, not 2"):
+        _contract(channels=2, wire=Jpeg())
+
+
 def _without(field: str) -> dict[str, Any]:
     return {key: value for key, value in _plain().items() if key != field}
 
@@ -138,6 +171,8 @@ def _without(field: str) -> dict[str, Any]:
         (lambda: _plain() | {"sampler": {"kind": "random", "clip_len": 8}}, "incomplete.*random"),
         (lambda: _plain() | {"sampler": {"clip_len": 8}}, "incomplete.*kind"),
         (lambda: _plain() | {"labels": ["run"]}, "1 labels for 400 classes"),
+        (lambda: _plain() | {"wire": {"kind": "webp"}}, "incomplete.*webp"),
+        (lambda: _plain() | {"wire": {"kind": "jpeg", "quality": 0}}, "from 1 to 100"),
     ],
 )
 def test_text_that_is_no_contract_is_refused(text: Any, sentence: str) -> None:

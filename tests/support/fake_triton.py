@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
+from action_runtime import jpeg
 from action_runtime.spec import PARAMETER, Contract
 from action_runtime.transforms import BadRequestError, make_clips
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Received:
     """What came in: calls in order, the tensors of each inference, and how many ran at once."""
 
     calls: list[str] = field(default_factory=list)
-    frames: list[NDArray[np.uint8]] = field(default_factory=list)
+    frames: list[NDArray[Any]] = field(default_factory=list)
     frame_index: list[NDArray[np.int32]] = field(default_factory=list)
     time_left_s: list[float | None] = field(default_factory=list)
     most_at_once: int = 0
@@ -89,6 +92,13 @@ def fake_triton(
     finally:
         servicer.stopping.set()
         server.stop(grace=None).wait()
+
+
+def _values(tensor, raw):
+    if tensor.datatype == "BYTES":
+        return deserialize_bytes_tensor(raw).reshape(tensor.shape)
+    types = {"UINT8": np.uint8, "INT32": np.int32}
+    return np.frombuffer(raw, types[tensor.datatype]).reshape(tensor.shape)
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -138,15 +148,16 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         contract = self._find(request.model_name, context).contract
         if self.behaviour.infer_failures:
             context.abort(*self.behaviour.infer_failures.pop(0))
-        types = {"UINT8": np.uint8, "INT32": np.int32}
         tensors = {
-            tensor.name: np.frombuffer(raw, types[tensor.datatype]).reshape(tensor.shape)
+            tensor.name: _values(tensor, raw)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
-        self.received.frames.append(tensors["frames"])
+        sent = tensors[contract.frames_tensor]
+        self.received.frames.append(sent)
         self.received.frame_index.append(tensors["frame_index"])
         try:
-            clips = make_clips(tensors["frames"], tensors["frame_index"], contract)
+            frames = sent if contract.wire is None else jpeg.decode(sent)
+            clips = make_clips(frames, tensors["frame_index"], contract)
         except BadRequestError as exc:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
         scores = (self.behaviour.scores or scores_of)(clips, contract)

@@ -18,6 +18,7 @@ from ._client import VideoClient, published_models
 from ._errors import (
     ActionClientError,
     DeadlineError,
+    DependencyError,
     InvalidRequestError,
     ModelNotFoundError,
     NotPublishedError,
@@ -35,6 +36,7 @@ __all__ = [
     "Classification",
     "Contract",
     "DeadlineError",
+    "DependencyError",
     "InvalidRequestError",
     "ModelNotFoundError",
     "NotPublishedError",

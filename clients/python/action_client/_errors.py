@@ -8,7 +8,8 @@ ActionClientError
 ├── ServerUnavailableError  24   nobody answers at the address
 ├── DeadlineError           25   no answer within timeout_s
 ├── ServerError             26   the server failed on the request
-└── PerfAnalyzerError       27   perf_analyzer is not on PATH, or it failed
+├── PerfAnalyzerError       27   perf_analyzer is not on PATH, or it failed
+└── DependencyError         28   an optional package is missing that the model needs
 
 The codes start at 20 so that a script that also runs action-export (3 to 15) can tell them apart.
 2 is argparse's own (a wrong option), 1 a bug, which prints its traceback, and 130 an interrupt.
@@ -77,3 +78,9 @@ class PerfAnalyzerError(ActionClientError):
     """NVIDIA's perf_analyzer is asked for and is not on PATH, or it failed."""
 
     exit_code = 27
+
+
+class DependencyError(ActionClientError):
+    """An optional package is missing that the model needs."""
+
+    exit_code = 28

@@ -1,4 +1,4 @@
-"""From frames to a request: sample, shrink, pack. Pure functions that both clients share."""
+"""From frames to a request: sample, shrink, encode. Pure functions that both clients share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from action_runtime import sampling, transforms
+from action_runtime import jpeg, sampling, transforms, wire
 from action_runtime.spec import Contract, Resize, SampleFrames
 from numpy.typing import NDArray
 
-from ._errors import InvalidRequestError
+from ._errors import DependencyError, InvalidRequestError
 from ._types import Frames, Plan, Request, SampledFrames
 from ._video import read_frames
 
@@ -58,22 +58,36 @@ def require_rgb(contract: Contract) -> None:
         )
 
 
+def require_codec(contract: Contract) -> None:
+    """Raises DependencyError where the model takes JPEG, and nothing here encodes it."""
+    if contract.wire is None:
+        return
+    try:
+        jpeg.require_codec()
+    except transforms.OpenCVMissingError as exc:
+        raise DependencyError(
+            "the model takes frames as JPEG, and OpenCV, which encodes them, is not installed",
+            hint='pip install "action-export[fast]"',
+        ) from exc
+
+
 def prepare(sample: Callable[[Contract], SampledFrames], contract: Contract) -> Request:
     """A request for the frames that `sample` gives, timed.
 
     Raises:
-        ActionClientError: what `sample` and `encode` raise.
+        ActionClientError: what `require_codec`, `sample` and `encode` raise.
     """
+    require_codec(contract)
     started = time.perf_counter()
     sampled = sample(contract)
     ready = time.perf_counter()
-    inputs = encode(sampled)
+    inputs, size = encode(sampled, contract)
     return Request(
         inputs=inputs,
         decode_ms=(ready - started) * 1e3 - sampled.resize_ms,
         resize_ms=sampled.resize_ms,
         encode_ms=(time.perf_counter() - ready) * 1e3,
-        wire_bytes=_wire_bytes(sampled),
+        wire_bytes=size,
     )
 
 
@@ -125,7 +139,7 @@ def _resized(frames: Frames, frame_index: NDArray[np.int32], contract: Contract)
 
 
 class _Resizer:
-    """`shrink`, and the seconds that its calls took."""
+    """`wire.shrink`, and the seconds that its calls took."""
 
     def __init__(self, resize: Resize | None) -> None:
         self._resize = resize
@@ -133,54 +147,40 @@ class _Resizer:
 
     def __call__(self, frames: Frames) -> Frames:
         started = time.perf_counter()
-        small = shrink(frames, self._resize)
+        small = wire.shrink(frames, self._resize)
         self.spent_s += time.perf_counter() - started
         return small
 
 
-def shrink(frames: Frames, resize: Resize | None) -> Frames:
-    """[F, H, W, C] as the server would resize them, where that makes them smaller; else unchanged.
-
-    The server resizes what it gets; it leaves these as they are only if their size is a fixed point
-    of the resize, so that is checked. An interpolation that is missing here is left to the server.
-    """
-    height, width = frames.shape[1:3]
-    small = transforms.target_size(height, width, resize)
-    if min(small) < 1 or small[0] * small[1] >= height * width:
-        return frames
-    if transforms.target_size(*small, resize) != small:
-        return frames
-    try:
-        return transforms.resize(frames, resize)
-    except transforms.OpenCVMissingError:
-        return frames
-
-
-def encode(sampled: SampledFrames) -> list[Any]:
-    """The two input tensors of a published model, as tritonclient's `InferInput`.
+def encode(sampled: SampledFrames, contract: Contract) -> tuple[list[Any], int]:
+    """The two input tensors of a published model, as tritonclient's `InferInput`, and their bytes.
 
     Raises:
         InvalidRequestError: larger than a gRPC message can be.
     """
     from tritonclient.grpc import InferInput
 
-    frames, index = sampled.frames, sampled.frame_index
-    size = _wire_bytes(sampled) + _ENVELOPE
-    if size > _LARGEST_MESSAGE:
-        count, height, width = frames.shape[:3]
+    frames, index = wire.pack(sampled.frames, contract), sampled.frame_index
+    size = _content_bytes(frames) + index.nbytes
+    if size + _ENVELOPE > _LARGEST_MESSAGE:
+        count, height, width = sampled.frames.shape[:3]
         raise InvalidRequestError(
             f"{count} frames of {width}x{height} are {size / 2**30:.2f} GiB, and a gRPC message "
             "holds less than 2 GiB",
             hint="send smaller frames, or export the model with fewer clips (--num-clips)",
         )
+    kind = "UINT8" if contract.wire is None else "BYTES"
     return [
-        InferInput("frames", list(frames.shape), "UINT8").set_data_from_numpy(frames),
+        InferInput(contract.frames_tensor, list(frames.shape), kind).set_data_from_numpy(frames),
         InferInput("frame_index", list(index.shape), "INT32").set_data_from_numpy(index),
-    ]
+    ], size
 
 
-def _wire_bytes(sampled: SampledFrames) -> int:
-    return sampled.frames.nbytes + sampled.frame_index.nbytes
+def _content_bytes(tensor: NDArray[Any]) -> int:
+    """On the wire each bytes object has its length before it, in four bytes."""
+    if tensor.dtype != np.object_:
+        return tensor.nbytes
+    return sum(4 + len(value) for value in tensor)
 
 
 def _check_frames(frames: NDArray[Any], contract: Contract) -> Frames:

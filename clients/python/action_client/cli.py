@@ -108,12 +108,13 @@ def _choice(names: Sequence[str]) -> str:
 def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
     """One outcome for each video; raises only what would fail for every one of them."""
     from . import VideoClient
-    from ._request import require_rgb
+    from ._request import require_codec, require_rgb
 
     with VideoClient(
         options.url, model, model_version=options.model_version, timeout_s=options.timeout
     ) as client:
         require_rgb(client.contract)
+        require_codec(client.contract)
         for video in options.videos:
             yield _Outcome(video=video, found=_classify(client, video, options.top_k))
 

@@ -97,6 +97,8 @@ def _request(arguments: argparse.Namespace) -> ExportRequest:
             hardware_compatible=arguments.hardware_compatible,
         ),
         precision=arguments.precision,
+        wire=arguments.wire,
+        jpeg_quality=arguments.jpeg_quality,
         calibration=tuple(arguments.calibration),
         model_version=arguments.model_version,
         cfg_options=tuple(arguments.cfg_options),
@@ -193,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VIDEO",
         help="measure the scales of int8 on these: videos of every kind that will be served",
     )
+    add(
+        "--wire",
+        choices=("raw", "jpeg"),
+        default="raw",
+        help="how clients send frames; jpeg is small, and lossy (default: %(default)s)",
+    )
+    add("--jpeg-quality", type=int, metavar="Q", help="of --wire jpeg, 1 to 100 (default: 95)")
     add("--model-version", type=_positive, metavar="N", help="default: the next free one")
 
     engine = parser.add_argument_group("TensorRT")

@@ -1,0 +1,148 @@
+"""JPEG on the wire: colours, sizes, and what is refused before a pixel is decoded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from action_runtime import jpeg
+from action_runtime.transforms import BadRequestError, OpenCVMissingError
+from numpy.typing import NDArray
+from support.videos import decode, real_videos
+
+
+@pytest.fixture(scope="module")
+def frames() -> NDArray[np.uint8]:
+    """Three of 176x144."""
+    return decode(real_videos()[2], 3)
+
+
+def as_files(*files: bytes) -> NDArray[np.object_]:
+    array = np.empty(len(files), np.object_)
+    array[:] = files
+    return array
+
+
+def announcing(file: bytes, width: int, height: int) -> bytes:
+    """The file with another size in its frame header."""
+    at = file.index(b"\xff\xc0") + 5
+    return file[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + file[at + 4 :]
+
+
+def test_frames_come_back_within_a_few_grey_levels_and_in_their_order(
+    frames: NDArray[np.uint8],
+) -> None:
+    back = jpeg.decode(jpeg.encode(frames, 95))
+    assert back.shape == frames.shape
+    assert back.dtype == np.uint8
+    off = np.abs(back.astype(int) - frames).mean(axis=(1, 2, 3))
+    assert (off < 1.5).all()
+    # neither the frames nor the colours have changed places
+    for other in (frames[::-1], frames[..., ::-1]):
+        assert np.abs(back.astype(int) - other).mean() > 1.5 * off.max()
+
+
+@pytest.mark.parametrize("channel", range(3))
+def test_red_is_red_and_blue_is_blue_in_any_decoder(channel: int, tmp_path: Path) -> None:
+    frame = np.zeros((1, 16, 24, 3), np.uint8)
+    frame[..., channel] = 200
+    (file,) = jpeg.encode(frame, 95)
+    path = tmp_path / "frame.jpg"
+    path.write_bytes(file)
+    (pixels,) = decode(path, 1)  # FFmpeg's, which is none of OpenCV's
+    assert np.abs(pixels.astype(int) - frame[0]).max() <= 3
+
+
+def test_a_higher_quality_is_larger_and_nearer(frames: NDArray[np.uint8]) -> None:
+    found = []
+    for quality in (50, 80, 95, 100):
+        files = jpeg.encode(frames, quality)
+        back = jpeg.decode(files).astype(int)
+        found.append((sum(map(len, files)), -float(np.abs(back - frames).mean())))
+    assert found == sorted(found)
+    assert len(set(found)) == 4
+
+
+def test_chroma_is_halved_as_the_contract_says(frames: NDArray[np.uint8]) -> None:
+    for file in jpeg.encode(frames, 100):
+        header = file[file.index(b"\xff\xc0") :]
+        assert header[9] == 3
+        samplings = [header[11 + 3 * component] for component in range(3)]
+        assert samplings == [0x22, 0x11, 0x11]
+
+
+def test_the_pixels_are_taken_as_they_are_stored(frames: NDArray[np.uint8]) -> None:
+    """EXIF orientation 6 would turn them."""
+    file = jpeg.encode(frames, 95)[0]
+    tiff = b"MM\x00\x2a\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06" + bytes(6)
+    exif = b"Exif\x00\x00" + tiff
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    turned = file[:2] + segment + file[2:]
+    shown = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (176, 144, 3)
+    np.testing.assert_array_equal(jpeg.decode(as_files(turned)), jpeg.decode(as_files(file)))
+
+
+def test_a_frame_of_one_colour_channel_and_a_progressive_one_are_read(
+    frames: NDArray[np.uint8],
+) -> None:
+    grey = cv2.imencode(".jpg", frames[0, ..., 0])[1].tobytes()
+    progressive = cv2.imencode(".jpg", frames[0], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    assert jpeg.decode(as_files(grey, progressive)).shape == (2, 144, 176, 3)
+
+
+BAD = {
+    "no JPEG": (lambda file: b"\x89PNG" + file, r"frames_jpeg\[1\] is no JPEG file"),
+    "nothing": (lambda file: b"", r"frames_jpeg\[1\] is no JPEG file"),
+    "cut short": (lambda file: file[:-200], r"frames_jpeg\[1\] is cut short"),
+    "no header": (lambda file: b"\xff\xd8\xff\xd9", r"frames_jpeg\[1\] has no frame header"),
+    "a header that runs away": (
+        lambda file: b"\xff\xd8\xff\xe0\xff\xff\x00\x00\x00\x00\x00\xff\xd9",
+        r"frames_jpeg\[1\] has no frame header",
+    ),
+    "no pixels": (lambda file: announcing(file, 0, 144), r"frames_jpeg\[1\] announces 0x144"),
+    "another size": (
+        lambda file: announcing(file, 160, 144),
+        r"frames_jpeg\[1\] has 160x144 pixels, and the first one 176x144",
+    ),
+    "no picture": (
+        lambda file: file[: file.index(b"\xff\xc4")] + b"\xff\xd9",
+        r"frames_jpeg\[1\] cannot be decoded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_frame_is_refused_by_its_number(name: str, frames: NDArray[np.uint8]) -> None:
+    spoil, words = BAD[name]
+    files = jpeg.encode(frames, 95)
+    files[1] = spoil(files[1])
+    with pytest.raises(BadRequestError, match=words):
+        jpeg.decode(files)
+
+
+@pytest.mark.parametrize("files", [as_files(), np.empty((1, 1), np.object_)])
+def test_no_files_are_refused(files: NDArray[np.object_]) -> None:
+    with pytest.raises(BadRequestError, match="one JPEG file for each frame"):
+        jpeg.decode(files)
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(
+    frames: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = announcing(jpeg.encode(frames, 95)[0], 65500, 65500)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(BadRequestError, match=r"1 frames of 65500x65500 are more than the 2 GiB"):
+        jpeg.decode(as_files(bomb))
+    large = announcing(bomb, 8192, 8192)
+    with pytest.raises(BadRequestError, match=r"11 frames of 8192x8192"):
+        jpeg.decode(as_files(*[large] * 11))
+
+
+def test_without_opencv_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(OpenCVMissingError, match="pip install opencv-python-headless"):
+        jpeg.require_codec()
