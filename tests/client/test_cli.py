@@ -54,6 +54,37 @@ def test_a_table_per_video(
     assert (code, out, err) == (0, table * 2, "")
 
 
+def test_one_video_is_decoded_while_another_is_answered_and_no_more_than_that(
+    server: FakeTriton, clip: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.behaviour.delay_s = 0.3
+    videos = [str(clip)] * 3 + [missing] + [str(clip)] * 2
+    code, found = run_json(capsys, *videos, "--url", server.url, "--model", "moves")
+    assert [result["video"] for result in found["results"]] == videos
+    assert [result["error"] is None for result in found["results"]] == [True] * 3 + [False] + [
+        True
+    ] * 2
+    assert code == VideoError.exit_code
+    assert server.received.most_at_once == 2
+
+
+def test_no_video_is_begun_before_there_is_room_for_its_frames(
+    server: FakeTriton, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first outcome is shown, the second waits, and a third has not been begun."""
+    infers: list[int] = []
+    show = cli._show
+
+    def slow_show(*arguments: Any) -> None:
+        time.sleep(0.3)
+        infers.append(server.received.calls.count("infer moves"))
+        show(*arguments)
+
+    monkeypatch.setattr(cli, "_show", slow_show)
+    assert cli.main([*[str(clip)] * 4, "--url", server.url, "--model", "moves"]) == 0
+    assert infers == [2, 3, 4, 4]
+
+
 def test_verbose_says_where_the_time_went_on_stderr(
     server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from . import ActionClientError, Classification, VideoClient
 
+# One video is decoded while another is on the wire. More would hold more frames in memory and save
+# nothing: decoding alone takes all cores.
+_AT_ONCE = 2
 _INTERRUPTED = 130  # what shells report for a process that SIGINT ended
 
 
@@ -115,8 +121,31 @@ def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
     ) as client:
         require_rgb(client.contract)
         require_codec(client.contract)
-        for video in options.videos:
-            yield _Outcome(video=video, found=_classify(client, video, options.top_k))
+        yield from _side_by_side(
+            lambda video: _Outcome(video=video, found=_classify(client, video, options.top_k)),
+            options.videos,
+        )
+
+
+def _side_by_side(work: Callable[[str], _Outcome], videos: Sequence[str]) -> Iterator[_Outcome]:
+    """The outcomes in the order of the videos, of which _AT_ONCE are in work or wait to be shown.
+
+    Whatever ends this early leaves the videos in work to end by themselves, as they do at once when
+    the client is closed.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    pending: deque[Future[_Outcome]] = deque()
+    try:
+        for video in videos:
+            pending.append(pool.submit(work, video))
+            if len(pending) == _AT_ONCE:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _classify(client: VideoClient, video: str, top_k: int) -> Classification | ActionClientError:
