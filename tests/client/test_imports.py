@@ -42,7 +42,7 @@ for name in ("torch", "cv2", "mmaction", "mmengine", "decord", "scipy", "rich"):
     sys.modules[name] = None  # importing it fails, as where it is not installed
 contract = Contract(sampler=SampleFrames(clip_len=8), resize=FixedResize(width=32, height=32),
                     crop=None, classes=2, average="prob")
-_request.prepare(lambda model: _request.sample_file(Path(sys.argv[1]), model), contract)
+_request.prepare(lambda model: _request.sample_file(Path(sys.argv[1]), model), contract, "moves")
 try:
     VideoClient("127.0.0.1:1", "moves", retries=0).contract
 except ServerUnavailableError:

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from action_client._types import SampledFrames
 from action_runtime import jpeg, sampling, transforms
 from action_runtime.spec import Contract, Jpeg, KeepRatioResize, SampleFrames
 from support.encode import moving_shapes
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
 AT_FIXED_RATE = SampleFrames(clip_len=4, frame_interval=2, num_clips=1, target_fps=10)
@@ -133,7 +135,7 @@ def test_the_time_of_a_request_is_counted_once_and_where_it_went(contract: Contr
         return sampled
 
     started = time.perf_counter()
-    request = _request.prepare(sample, contract)
+    request = _request.prepare(sample, contract, "moves")
     whole_ms = (time.perf_counter() - started) * 1e3
     assert request.resize_ms == 20
     assert request.decode_ms >= 30
@@ -165,14 +167,27 @@ def test_resizing_is_timed_however_the_frames_come(
     assert of_file.resize_ms >= 20 * len(of_file.frames)
 
 
-def test_tensors_have_the_names_types_and_bytes_of_the_wire_format(contract: Contract) -> None:
-    sampled = SampledFrames(frames=noise(3, 4, 5), frame_index=np.array([0, 2, 1, 1], np.int32))
-    (frames, index), size = _request.encode(sampled, contract)
-    assert (frames.name(), frames.datatype(), frames.shape()) == ("frames", "UINT8", [3, 4, 5, 3])
-    assert (index.name(), index.datatype(), index.shape()) == ("frame_index", "INT32", [4])
-    assert frames._get_content() == sampled.frames.tobytes()
-    assert index._get_content() == sampled.frame_index.tobytes()
-    assert size == len(frames._get_content()) + len(index._get_content())
+def parsed(message: bytes) -> Any:
+    return service_pb2.ModelInferRequest.FromString(message)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1)], ids=["in order", "strided"])
+def test_the_message_is_what_protobuf_reads_of_the_wire_format(
+    rows: slice, contract: Contract
+) -> None:
+    sampled = SampledFrames(
+        frames=noise(3, 40, 50)[rows], frame_index=np.array([0, 2, 1, 1], np.int32)
+    )
+    message, size = _request.encode(sampled, contract, "moves", "2")
+    request = parsed(message)
+    assert (request.model_name, request.model_version) == ("moves", "2")
+    frames, index = request.inputs
+    assert (frames.name, frames.datatype, frames.shape) == ("frames", "UINT8", [3, 40, 50, 3])
+    assert (index.name, index.datatype, index.shape) == ("frame_index", "INT32", [4])
+    contents = list(request.raw_input_contents)
+    assert contents == [sampled.frames.tobytes(), sampled.frame_index.tobytes()]
+    assert size == sum(map(len, contents))
+    assert request.SerializeToString() == message
 
 
 def test_frames_as_jpeg_are_a_file_each(contract: Contract) -> None:
@@ -180,13 +195,14 @@ def test_frames_as_jpeg_are_a_file_each(contract: Contract) -> None:
     sampled = SampledFrames(
         frames=moving_shapes(3, 40, 56), frame_index=np.array([0, 2, 1, 1], np.int32)
     )
-    (frames, index), size = _request.encode(sampled, lossy)
-    assert (frames.name(), frames.datatype(), frames.shape()) == ("frames_jpeg", "BYTES", [3])
-    assert (index.name(), index.shape()) == ("frame_index", [4])
-    content = frames._get_content()
+    message, size = _request.encode(sampled, lossy, "moves", "")
+    request = parsed(message)
+    frames, index = request.inputs
+    assert (frames.name, frames.datatype, frames.shape) == ("frames_jpeg", "BYTES", [3])
+    assert (index.name, index.shape) == ("frame_index", [4])
+    content = request.raw_input_contents[0]
     assert size == len(content) + 16
-    files = deserialize_bytes_tensor(content)
-    assert list(files) == list(jpeg.encode(sampled.frames, 90))
+    assert list(deserialize_bytes_tensor(content)) == list(jpeg.encode(sampled.frames, 90))
 
 
 def test_without_opencv_a_model_of_jpeg_is_refused_before_anything_is_decoded(
@@ -195,7 +211,7 @@ def test_without_opencv_a_model_of_jpeg_is_refused_before_anything_is_decoded(
     monkeypatch.setitem(sys.modules, "cv2", None)
     lossy = dataclasses.replace(contract, wire=Jpeg())
     with pytest.raises(DependencyError, match="frames as JPEG, and OpenCV") as caught:
-        _request.prepare(lambda _: pytest.fail("was decoded"), lossy)
+        _request.prepare(lambda _: pytest.fail("was decoded"), lossy, "moves")
     assert 'pip install "action-export[fast]"' in caught.value.hint
 
 
@@ -204,5 +220,5 @@ def test_a_request_beyond_two_gib_is_refused_before_it_is_copied(contract: Contr
     frames = np.broadcast_to(np.uint8(0), (346, 1080, 1920, 3))
     sampled = SampledFrames(frames=frames, frame_index=np.zeros(8, np.int32))
     with pytest.raises(InvalidRequestError, match=r"346 frames of 1920x1080 are 2\.00 GiB") as seen:
-        _request.encode(sampled, contract)
+        _request.encode(sampled, contract, "moves", "")
     assert "--num-clips" in seen.value.hint

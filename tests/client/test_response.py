@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from action_client import NotPublishedError, Prediction, ServerError, Timings, _response
 from action_runtime.spec import PARAMETER, Contract
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import np_to_triton_dtype
 
 NO_TIME = Timings(decode_ms=0.0, resize_ms=0.0, encode_ms=0.0, exchange_ms=0.0, wire_bytes=0)
 
@@ -43,17 +44,18 @@ def test_a_contract_that_cannot_be_read_says_so(text: str) -> None:
     assert "install the version" in caught.value.hint
 
 
-class Answer:
-    def __init__(self, scores: np.ndarray | None) -> None:
-        self._scores = scores
-
-    def as_numpy(self, name: str) -> np.ndarray | None:
-        return self._scores if name == "scores" else None
+def answer(scores: np.ndarray | None) -> service_pb2.ModelInferResponse:
+    response = service_pb2.ModelInferResponse()
+    if scores is not None:
+        datatype = np_to_triton_dtype(scores.dtype)
+        response.outputs.add(name="scores", datatype=datatype, shape=scores.shape)
+        response.raw_output_contents.append(scores.tobytes())
+    return response
 
 
 def test_scores_are_those_of_the_server_to_the_last_bit(contract: Contract) -> None:
     sent = np.array([[0.1, 1 / 3, 0.7]], np.float32)
-    assert np.array_equal(_response.scores_of(Answer(sent), contract), sent[0])
+    assert np.array_equal(_response.scores_of(answer(sent), contract), sent[0])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_scores_are_those_of_the_server_to_the_last_bit(contract: Contract) -> N
 )
 def test_an_answer_of_another_form_is_an_error(sent: np.ndarray | None, contract: Contract) -> None:
     with pytest.raises(ServerError, match=r"float32 scores of shape \[1, 3\]"):
-        _response.scores_of(Answer(sent), contract)
+        _response.scores_of(answer(sent), contract)
 
 
 def test_best_classes_come_first_and_ties_in_class_order(contract: Contract) -> None:

@@ -91,9 +91,11 @@ class AsyncVideoClient:
     ) -> Classification:
         _response.check_top_k(top_k)
         contract = await self.contract()
-        request = await asyncio.to_thread(_request.prepare, sample, contract)
+        request = await asyncio.to_thread(
+            _request.prepare, sample, contract, self.model, self.model_version
+        )
         sent = time.perf_counter()
-        result = await self._connection.infer(self.model, self.model_version, request.inputs)
+        result = await self._connection.infer(self.model, request.message)
         timings = request.timings(exchange_ms=(time.perf_counter() - sent) * 1e3)
         scores = _response.scores_of(result, contract)
         return _response.classification(scores, contract, top_k, timings)

@@ -97,9 +97,9 @@ class VideoClient:
     def _classify(self, sample: Callable[[Contract], SampledFrames], top_k: int) -> Classification:
         _response.check_top_k(top_k)
         contract = self.contract
-        request = _request.prepare(sample, contract)
+        request = _request.prepare(sample, contract, self.model, self.model_version)
         sent = time.perf_counter()
-        result = self._connection.infer(self.model, self.model_version, request.inputs)
+        result = self._connection.infer(self.model, request.message)
         timings = request.timings(exchange_ms=(time.perf_counter() - sent) * 1e3)
         scores = _response.scores_of(result, contract)
         return _response.classification(scores, contract, top_k, timings)

@@ -46,12 +46,14 @@ def check_top_k(top_k: int) -> None:
 
 
 def scores_of(result: Any, contract: Contract) -> NDArray[np.float32]:
-    """float32 [classes] of an `InferResult`.
+    """float32 [classes] of a ModelInferResponse.
 
     Raises:
         ServerError: no scores, or not one for each class of the contract.
     """
-    scores = result.as_numpy("scores")
+    from tritonclient.grpc import InferResult
+
+    scores = InferResult(result).as_numpy("scores")
     if scores is None or scores.shape != (1, contract.classes) or scores.dtype != np.float32:
         got = "none" if scores is None else f"{scores.dtype} of shape {list(scores.shape)}"
         raise ServerError(

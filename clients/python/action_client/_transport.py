@@ -6,9 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
-
-from tritonclient.utils import InferenceServerException
+from typing import TYPE_CHECKING, Any
 
 from ._errors import (
     ActionClientError,
@@ -19,10 +17,15 @@ from ._errors import (
     ServerUnavailableError,
 )
 
+if TYPE_CHECKING:
+    import grpc
+
 _FIRST_PAUSE_S = 0.2
 
-# These replace tritonclient's own, so its message sizes are repeated. By default gRPC waits a
-# second after a refused connection, and every retry within it fails without being tried.
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+# gRPC's own limit of a message is 4 MiB. By default it waits a second after a refused connection,
+# and every retry within it fails without being tried.
 _CHANNEL_ARGS = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
@@ -76,7 +79,7 @@ class Attempts:
             raise _deadline_error(self._endpoint)
         return left
 
-    def pause_s(self, exc: InferenceServerException) -> float:
+    def pause_s(self, exc: grpc.RpcError) -> float:
         """Seconds to wait before the next try; raises this package's error if there is none."""
         error = error_from(exc, self._endpoint, self._model)
         pause = _FIRST_PAUSE_S * (1 << self._failures)
@@ -88,10 +91,10 @@ class Attempts:
         return pause
 
 
-def error_from(exc: InferenceServerException, endpoint: Endpoint, model: str) -> ActionClientError:
+def error_from(exc: grpc.RpcError, endpoint: Endpoint, model: str) -> ActionClientError:
     """The error of this package that says what a failed call means."""
-    reason = str(exc.message() or "no reason given")
-    match str(exc.status()).removeprefix("StatusCode."):
+    reason = str(exc.details() or "no reason given")
+    match exc.code().name:
         case "INVALID_ARGUMENT":
             return InvalidRequestError(
                 f"the server refused the request: {reason}",
@@ -130,46 +133,81 @@ def _deadline_error(endpoint: Endpoint) -> DeadlineError:
     )
 
 
+class _Calls:
+    """The calls of Triton's gRPC service that are made, over one channel of either kind.
+
+    tritonclient's own client is left out for `infer`'s sake: it copies the tensors three times on
+    their way to gRPC, where `message` is a ModelInferRequest that is sent as it is.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self.index = stub.RepositoryIndex
+        self.config = stub.ModelConfig
+        self.statistics = stub.ModelStatistics
+        self.infer = channel.unary_unary(
+            _INFER, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
+
+
+def _open(grpc_or_aio: Any, endpoint: Endpoint) -> Any:
+    if endpoint.credentials is None:
+        return grpc_or_aio.insecure_channel(endpoint.url, options=_CHANNEL_ARGS)
+    return grpc_or_aio.secure_channel(endpoint.url, endpoint.credentials, options=_CHANNEL_ARGS)
+
+
+def _config_request(model: str, version: str) -> Any:
+    from tritonclient.grpc import service_pb2
+
+    return service_pb2.ModelConfigRequest(name=model, version=version)
+
+
 class Connection:
     """Calls to one server that block."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        from tritonclient.grpc import InferenceServerClient
+        import grpc
 
         self._endpoint = endpoint
-        self._triton: Any = InferenceServerClient(
-            endpoint.url, creds=endpoint.credentials, channel_args=_CHANNEL_ARGS
-        )
+        self._channel = _open(grpc, endpoint)
+        self._calls = _Calls(self._channel)
         self._closed = False
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._triton.close()
+            self._channel.close()
 
     def ready_models(self) -> list[str]:
-        index = self._call("", self._triton.get_model_repository_index)
-        return _ready(index)
+        from tritonclient.grpc import service_pb2
+
+        return _ready(self._call("", self._calls.index, service_pb2.RepositoryIndexRequest()))
 
     def model_config(self, model: str, version: str) -> Any:
-        call = self._triton.get_model_config
-        return self._call(model, call, model_name=model, model_version=version).config
+        return self._call(model, self._calls.config, _config_request(model, version)).config
 
-    def infer(self, model: str, version: str, inputs: list[Any]) -> Any:
-        call = self._triton.infer
-        return self._call(model, call, model_name=model, model_version=version, inputs=inputs)
+    def infer(self, model: str, message: bytes) -> Any:
+        """The ModelInferResponse."""
+        return self._call(model, self._calls.infer, message)
 
     def statistics(self, model: str) -> Any:
         """Triton's counters of every loaded version, as `ModelStatisticsResponse`."""
-        return self._call(model, self._triton.get_inference_statistics, model_name=model)
+        from tritonclient.grpc import service_pb2
 
-    def _call(self, model: str, method: Callable[..., Any], **arguments: Any) -> Any:
+        request = service_pb2.ModelStatisticsRequest(name=model)
+        return self._call(model, self._calls.statistics, request)
+
+    def _call(self, model: str, method: Callable[..., Any], request: Any) -> Any:
+        import grpc
+
         _check_open(self._closed)
         attempts = Attempts(self._endpoint, model)
         while True:
             try:
-                return method(**arguments, client_timeout=attempts.time_left_s())
-            except InferenceServerException as exc:
+                return method(request, timeout=attempts.time_left_s())
+            except grpc.RpcError as exc:
                 time.sleep(attempts.pause_s(exc))
 
 
@@ -178,45 +216,43 @@ class AsyncConnection:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._opened: Any = None
+        self._channel: Any = None
+        self._opened: _Calls | None = None
         self._closed = False
 
     async def close(self) -> None:
         self._closed = True
-        if self._opened is not None:
-            await self._opened.close()
-            self._opened = None
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
 
     async def model_config(self, model: str, version: str) -> Any:
-        call = self._triton.get_model_config
-        return (await self._call(model, call, model_name=model, model_version=version)).config
+        calls = self._calls
+        return (await self._call(model, calls.config, _config_request(model, version))).config
 
-    async def infer(self, model: str, version: str, inputs: list[Any]) -> Any:
-        call = self._triton.infer
-        return await self._call(model, call, model_name=model, model_version=version, inputs=inputs)
+    async def infer(self, model: str, message: bytes) -> Any:
+        """The ModelInferResponse."""
+        return await self._call(model, self._calls.infer, message)
 
     @property
-    def _triton(self) -> Any:
-        from tritonclient.grpc.aio import InferenceServerClient
+    def _calls(self) -> _Calls:
+        import grpc.aio
 
         _check_open(self._closed)
         # Made at the first call: a channel of grpc.aio binds to the loop that is running then.
         if self._opened is None:
-            self._opened = InferenceServerClient(
-                self._endpoint.url,
-                creds=self._endpoint.credentials,
-                channel_args=_CHANNEL_ARGS,
-            )
+            self._channel = _open(grpc.aio, self._endpoint)
+            self._opened = _Calls(self._channel)
         return self._opened
 
-    async def _call(
-        self, model: str, method: Callable[..., Awaitable[Any]], **arguments: Any
-    ) -> Any:
+    async def _call(self, model: str, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
+        import grpc
+
         attempts = Attempts(self._endpoint, model)
         while True:
             try:
-                return await method(**arguments, client_timeout=attempts.time_left_s())
-            except InferenceServerException as exc:
+                return await method(request, timeout=attempts.time_left_s())
+            except grpc.RpcError as exc:
                 await asyncio.sleep(attempts.pause_s(exc))
 
 

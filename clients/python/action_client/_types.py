@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +48,10 @@ class Prediction:
 class Request:
     """A request that is ready to be sent; `Timings` says what its other fields mean.
 
-    inputs: tritonclient's `InferInput` of each tensor.
+    message: a serialised ModelInferRequest.
     """
 
-    inputs: list[Any]
+    message: bytes
     decode_ms: float
     resize_ms: float
     encode_ms: float

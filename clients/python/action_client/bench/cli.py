@@ -192,7 +192,9 @@ def _meter(options: argparse.Namespace, target: Target, stack: ExitStack) -> tup
         send()
         return by_callers(target, send), f"{options.video}, decoded for each request"
     sampled = requests.sampled_from(options.video, target.contract)
-    request = _request.prepare(lambda _: sampled, target.contract)
+    request = _request.prepare(
+        lambda _: sampled, target.contract, target.model, target.model_version
+    )
     send = requests.sending(target, request)
     send()
     count, height, width = sampled.frames.shape[:3]

@@ -53,7 +53,7 @@ def sending(target: Target, request: Request) -> Send:
 
     def send() -> dict[str, float]:
         started = time.perf_counter()
-        result = target.connection.infer(target.model, target.model_version, request.inputs)
+        result = target.connection.infer(target.model, request.message)
         timers = {"exchange_ms": (time.perf_counter() - started) * 1e3}
         _response.scores_of(result, target.contract)
         return timers
