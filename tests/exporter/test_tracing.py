@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def scores_of(path: Path, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def trace(module: torch.nn.Module, path: Path, opset: int = 18) -> Graph:
     return onnx_from_module(module.eval(), clips=CLIPS, scores=SCORES, opset=opset, path=path)
+
+
+def test_the_collector_rests_while_a_module_is_traced(tmp_path: Path) -> None:
+    before = gc.get_threshold()
+    during = []
+
+    class Watch(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            during.append(gc.get_threshold())
+            raise ValueError("seen")
+
+    with pytest.raises(TracingError, match="seen"):
+        trace(Watch(), tmp_path / "never.onnx")
+    assert during[0][0] > before[0]
+    assert gc.get_threshold() == before
 
 
 # --- A recognizer -------------------------------------------------------------------------------
