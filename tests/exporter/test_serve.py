@@ -471,11 +471,12 @@ def test_numpy_2_is_refused_for_the_wheels_server() -> None:
 # --- It leaves nothing --------------------------------------------------------------------------
 
 
-def test_nothing_stays_after_the_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop_timeout_s", "code"), [(30, 0), (0, 128 + signal.SIGKILL)])
+def test_nothing_stays_after_the_block(stop_timeout_s: float, code: int, tmp_path: Path) -> None:
     write_python_model(tmp_path, "to_float")
     with (tmp_path / "to_float" / "1" / "model.py").open("a") as model:
         model.write(DETACHED_CHILD)
-    with serve(tmp_path, ServerOptions(metrics=False)) as server:
+    with serve(tmp_path, ServerOptions(metrics=False, stop_timeout_s=stop_timeout_s)) as server:
         assert server.metrics_url is None
         name = sandbox_name(server.pid)
         # tritonserver, its stub, the stub's child, the stub's region, and the work folder
@@ -483,6 +484,7 @@ def test_nothing_stays_after_the_block(tmp_path: Path) -> None:
         # Triton's own place for it is /tmp, and it stays there when the server is killed.
         assert list((Path(tempfile.gettempdir()) / name).glob("python_env_*"))
     assert leftovers(name, server.pid) == []
+    assert server.process.exit_code() == code
 
 
 def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ def supervise(server: subprocess.Popen[bytes], launch: dict[str, Any]) -> int:
 
 
 def stop(server: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """SIGINT, which lets requests in flight finish; after `timeout_s`, SIGKILL."""
+    """SIGINT, which lets requests in flight finish; after `timeout_s`, SIGKILL.
+
+    tritonserver waits as long by itself for a stub of the Python backend that does not answer.
+    """
     deadline = time.monotonic() + timeout_s
     server.send_signal(signal.SIGINT)
     while server.poll() is None and time.monotonic() < deadline:

@@ -17,6 +17,7 @@ class ServerOptions:
     shm_default_byte_size: where the shared memory of each Python model instance starts; it grows
         when needed. None takes what one request of this repository needs.
     pinned_memory_pool_byte_size: None keeps Triton's 256 MB; without a GPU there is no such pool.
+    stop_timeout_s: how long requests in flight may take once it is told to stop; 0 ends it at once.
     extra_args: appended to tritonserver's command line, with absolute paths: the server runs in a
         folder of its own. Ports and addresses belong in the fields above.
     """
@@ -29,6 +30,7 @@ class ServerOptions:
     tritonserver: Path | None = None
     poll_s: int | None = None
     ready_timeout_s: float = 120.0
+    stop_timeout_s: float = 30.0
     log_verbose: int = 0
     shm_default_byte_size: int | None = None
     pinned_memory_pool_byte_size: int | None = None

@@ -18,9 +18,6 @@ from typing import BinaryIO
 from action_export.errors import ServeError
 from action_export.serve import _supervisor
 
-STOP_TIMEOUT_S = 30.0
-"""tritonserver waits this long for a stub of the Python backend that does not answer."""
-
 
 def shell_safe(path: str) -> bool:
     """Whether Triton can run a Python model from here: it builds a bash line without quoting."""
@@ -50,6 +47,7 @@ class Launch:
     links, copies, texts: what the work folder holds, by relative path.
     substitutions: of what by what, in every copy.
     env: added to the environment, or replacing what is there.
+    stop_timeout_s: how long the server may take to stop in order.
     """
 
     sandbox: Sandbox
@@ -59,13 +57,13 @@ class Launch:
     substitutions: tuple[tuple[str, str], ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    stop_timeout_s: float
 
     def to_json(self) -> str:
         values = asdict(self) | {
             "workdir": str(self.sandbox.workdir),
             "shm_prefix": self.sandbox.shm_prefix,
             "parent": os.getpid(),
-            "stop_timeout_s": STOP_TIMEOUT_S,
         }
         del values["sandbox"]
         return json.dumps(values)
@@ -108,7 +106,7 @@ def running(launch: Launch) -> Iterator[Process]:
         try:
             yield Process(pid=_hand_over(supervisor, launch, log), supervisor=supervisor, log=log)
         finally:
-            _stop(supervisor, launch.sandbox)
+            _stop(supervisor, launch)
 
 
 def _hand_over(supervisor: subprocess.Popen[str], launch: Launch, log: BinaryIO) -> int:
@@ -131,15 +129,15 @@ def _hand_over(supervisor: subprocess.Popen[str], launch: Launch, log: BinaryIO)
     return int(line)
 
 
-def _stop(supervisor: subprocess.Popen[str], sandbox: Sandbox) -> None:
+def _stop(supervisor: subprocess.Popen[str], launch: Launch) -> None:
     supervisor.terminate()
     try:
-        supervisor.wait(STOP_TIMEOUT_S + 10)
+        supervisor.wait(launch.stop_timeout_s + 10)
     except subprocess.TimeoutExpired:
         # Its death kills tritonserver (PR_SET_PDEATHSIG), and the stubs watch tritonserver.
         supervisor.kill()
         supervisor.wait()
-    _supervisor.remove_leftovers(sandbox.workdir, sandbox.shm_prefix)
+    _supervisor.remove_leftovers(launch.sandbox.workdir, launch.sandbox.shm_prefix)
 
 
 def _read(log: BinaryIO, start: int = 0) -> str:

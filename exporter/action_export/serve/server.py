@@ -110,6 +110,7 @@ def plan(
         substitutions=installation.substitutions,
         texts=installation.texts,
         env=environment(installation, sandbox.workdir),
+        stop_timeout_s=options.stop_timeout_s,
     )
 
 
