@@ -20,6 +20,7 @@ from action_export.reference import Reference, run_mmaction
 from action_export.tracing import onnx_from_module
 from action_export.types import Check
 from action_runtime.spec import Contract, Crop, KeepRatioResize, SampleFrames
+from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx import helper as oh
 from support.tiny import MODEL_3D, PIPELINE_3D, VIDEOS, Tiny, make, references
@@ -74,14 +75,32 @@ def test_the_right_graph_passes_on_every_batch_size(
 
 
 @pytest.mark.parametrize(
-    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 3, 4]), (16, [1, 2, 3, 16])]
+    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (16, [1, 2, 3])]
 )
-def test_the_batch_sizes_are_the_smallest_and_the_largest(
+def test_a_graph_runs_on_batches_below_and_above_the_traced_one(
     tiny: Tiny, right: Path, pair: tuple[Reference, ...], largest: int, sizes: list[int]
 ) -> None:
     clips = replace(tiny.tensors.clips, max_batch_size=largest)
     checks = parity.verify_graph(right, pair, clips, TOLERANCE)
     assert [check.name for check in checks] == [f"graph, batch {size}" for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 3, 4]), (16, [1, 2, 3, 16])]
+)
+def test_a_plan_runs_on_the_largest_batch_as_well(
+    tiny: Tiny, pair: tuple[Reference, ...], largest: int, sizes: list[int]
+) -> None:
+    ran = []
+
+    def run(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        ran.append(len(clips))
+        return np.stack([pair[row % 2].scores for row in range(len(clips))])
+
+    clips = replace(tiny.tensors.clips, max_batch_size=largest)
+    checks = parity.verify_runner(run, pair, clips, TOLERANCE, "plan")
+    assert [check.name for check in checks] == [f"plan, batch {size}" for size in sizes]
+    assert ran == [1, *sizes]  # of one, each video
 
 
 # --- Wrong graphs -------------------------------------------------------------------------------
