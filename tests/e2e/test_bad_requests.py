@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from action_export import api
-from action_export.serve import Server, serve
+from action_export.serve import Server, ServerOptions, serve
 from action_export.types import ExportRequest
 from support.videos import decode, real_videos
 from tritonclient.grpc import InferenceServerClient, InferInput
@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repo = tmp_path_factory.mktemp("bad") / "repo"
     api.export(ExportRequest(triton_repo=repo, proof="graph"))
-    with serve(repo) as running:
+    with serve(repo, ServerOptions(stop_timeout_s=0)) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ import pytest
 from action_client import InvalidRequestError, VideoClient
 from action_export import api
 from action_export.optical_flow import flow_images
-from action_export.serve import serve
+from action_export.serve import ServerOptions, serve
 from action_export.types import ExportRequest
 from support import tiny
 from support.tiny import CLASSES, VIDEOS, Tiny
@@ -52,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert result.tensors.frames.dims[-1] == 2
         pixels = {check.name: check.error for check in result.checks}["pixels"]
         assert pixels == 0
-    with serve(folder / "repo") as server:
+    with serve(folder / "repo", ServerOptions(stop_timeout_s=0)) as server:
         yield Served(url=server.grpc_url, recognizers=recognizers)
 
 

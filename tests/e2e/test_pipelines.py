@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from action_client import VideoClient
 from action_export import api, source
-from action_export.serve import serve
+from action_export.serve import ServerOptions, serve
 from action_export.types import ExportRequest
 from support import tiny
 from support.tiny import MODEL_2D, MODEL_3D, VIDEOS, Tiny
@@ -52,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 proof="graph",
             )
         )
-    with serve(folder / "repo") as server:
+    with serve(folder / "repo", ServerOptions(stop_timeout_s=0)) as server:
         yield Served(url=server.grpc_url, recognizers=recognizers)
 
 

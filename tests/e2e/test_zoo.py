@@ -28,7 +28,7 @@ from action_export.families import FAMILIES, decide, family_of
 from action_export.gpu import Gpu
 from action_export.precision import BOUNDS, half, rounding_twin
 from action_export.reference import Reference, run_mmaction
-from action_export.serve import Server, serve
+from action_export.serve import Server, ServerOptions, serve
 from action_export.tensorrt import Target, installed
 from action_export.tracing import Graph
 from action_export.types import Tensors, TensorSpec
@@ -88,7 +88,8 @@ class Servers:
         self._exports[case].result()
         if group is not self._served:
             self._stack.close()
-            self._server = self._stack.enter_context(serve(self._repo(group)))
+            options = ServerOptions(stop_timeout_s=0)
+            self._server = self._stack.enter_context(serve(self._repo(group), options))
             self._served = group
         return self._server
 
