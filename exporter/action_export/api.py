@@ -216,14 +216,17 @@ def _tensorrt_notes(request: ExportRequest) -> tuple[str, ...]:
 def _trace(job: Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Graph:
     with steps("trace graph") as step:
         patch(model, job.family)
+        loops = job.views_at_once < job.contract.views
         module = serving_module(
             model,
             layout=job.preprocessing.layout,
             average=job.contract.average,
             modality=job.preprocessing.modality,
             cast_first=job.runtime.tensorrt,
+            averaged=not loops,
         )
-        graph = tracing.onnx_from_module(
+        write = tracing.onnx_from_views if loops else tracing.onnx_from_module
+        graph = write(
             module,
             clips=job.tensors.clips,
             scores=job.tensors.scores,
@@ -231,6 +234,7 @@ def _trace(job: Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Graph
             path=job.graph_path(stage, "fp32"),
         )
         step.result = f"{graph.nodes} nodes, opset {graph.opset}"
+        step.result += f", {job.views_at_once} views at a time" if loops else ""
     return graph
 
 

@@ -17,6 +17,7 @@ def serving_module(
     average: Literal["prob", "score"],
     modality: Modality = "RGB",
     cast_first: bool = False,
+    averaged: bool = True,
 ) -> torch.nn.Module:
     """Wraps a recognizer in eval mode so that it maps `clips` to what `model.predict` scores.
 
@@ -25,6 +26,8 @@ def serving_module(
 
     cast_first: for TensorRT, which can do nothing with uint8 but cast it (TensorRT documentation,
         "DataType"). Otherwise bytes are transposed, which is a quarter of the memory to move.
+    averaged: False leaves out the average over views, [batch, views, classes], for a graph that
+        sees them in turn (see loop.py).
     """
     import torch
     from torch.nn.functional import softmax
@@ -55,7 +58,8 @@ def serving_module(
             per_view = recognizer.cls_head(features, **options)
             # mmaction2's BaseHead.predict_by_feat: rows of one video are adjacent.
             views = per_view.reshape(batch, -1, per_view.shape[-1])
-            return (softmax(views, dim=2) if average == "prob" else views).mean(dim=1)
+            values = softmax(views, dim=2) if average == "prob" else views
+            return values.mean(dim=1) if averaged else values
 
     return ServingModule().eval()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from action_runtime.spec import Contract
 
-from action_export import precision, repository
+from action_export import loop, precision, repository
 from action_export.families import Decision, Family
 from action_export.preprocess import Preprocessing
 from action_export.tensorrt import Engine
@@ -41,6 +41,17 @@ class Job:
     def live_bound(self) -> float:
         """The same of a live server, where JPEG may cost something too."""
         return self.bound + bound_of(self.contract.wire)
+
+    @property
+    def views_at_once(self) -> int:
+        """Of one video in the graph: fewer than all where it loops over them.
+
+        A 2D head may mix the views of a video before softmax, as TSN's does. TensorRT and the
+        converters to reduced precision know flat graphs.
+        """
+        views = self.contract.views
+        flat = self.request.precision != "fp32" or self.runtime.tensorrt
+        return views if flat or self.preprocessing.layout == "NCHW" else loop.views_at_once(views)
 
     def graph_path(self, stage: Path, kind: Precision) -> Path:
         """In the model if this graph is what is served, or else beside the models."""

@@ -8,11 +8,11 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from action_export import onnx_file
+from action_export import loop, onnx_file
 from action_export.errors import TracingError, UnsupportedError, first_line
 from action_export.optimise import optimise
 from action_export.types import TensorSpec
@@ -34,7 +34,10 @@ _HINT = "docs/adding-a-family.md says how an architecture gets the patch that it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """An ONNX file that was written. files: names beside `path`, itself first; then its weights."""
+    """An ONNX file that was written.
+
+    nodes: those inside a loop as well. files: names beside `path`, itself first; then its weights.
+    """
 
     path: Path
     opset: int
@@ -76,6 +79,26 @@ def onnx_from_module(
         TracingError: torch cannot express the module as ONNX, or not for every batch size.
         UnsupportedError: an opset that is not written.
     """
+    return _save(_traced(module, clips, scores, opset), opset, path)
+
+
+def onnx_from_views(
+    module: torch.nn.Module, *, clips: TensorSpec, scores: TensorSpec, opset: int, path: Path
+) -> Graph:
+    """As onnx_from_module, for a module that gives the values of each view and averages none.
+
+    The graph loops over the views, and averages them afterwards.
+    """
+    at_once = loop.views_at_once(clips.dims[0])
+    few = replace(clips, dims=(at_once, *clips.dims[1:]))
+    values = replace(scores, dims=(at_once, *scores.dims))
+    model = _traced(module, few, values, opset)
+    loop.over_views(model, clips, scores)
+    return _save(model, opset, path)
+
+
+def _traced(module: torch.nn.Module, clips: TensorSpec, scores: TensorSpec, opset: int) -> Any:
+    """An onnx_ir.Model, optimised."""
     import torch
 
     check_opset(opset)
@@ -105,9 +128,13 @@ def onnx_from_module(
     model = program.model
     _check_axes(model.graph, clips, scores)
     optimise(model)
-    model.ir_version = _IR_VERSIONS[opset]
     _tidy(model)
-    nodes = len(model.graph)
+    return model
+
+
+def _save(model: Any, opset: int, path: Path) -> Graph:
+    model.ir_version = _IR_VERSIONS[opset]
+    nodes = len(list(model.graph.all_nodes()))
     return Graph(path=path, opset=opset, nodes=nodes, files=onnx_file.save(model, path))
 
 

@@ -55,6 +55,11 @@ def read_manifest(result: ExportResult) -> Any:
     return json.loads((result.repo / "tiny" / str(result.version) / "manifest.json").read_text())
 
 
+def loops(graph: Path) -> bool:
+    """Over the six views."""
+    return "Loop" in {node.op_type for node in onnx.load(graph).graph.node}
+
+
 def test_each_precision_is_a_version_of_the_same_contract(request_: ExportRequest) -> None:
     single = api.export(request_)
     half = api.export(replace(request_, precision="fp16"))
@@ -63,6 +68,8 @@ def test_each_precision_is_a_version_of_the_same_contract(request_: ExportReques
     files = [recognizer(r) / str(r.version) / "model.onnx" for r in (single, half, byte)]
     sizes = [path.stat().st_size for path in files]
     assert sizes == sorted(sizes, reverse=True)
+    # the converters know flat graphs only
+    assert [loops(path) for path in files] == [True, False, False]
     for result, kind in ((half, "fp16"), (byte, "int8")):
         assert read_manifest(result)["graph"]["precision"] == kind
         assert f"--precision {kind}" in read_manifest(result)["command"]
