@@ -7,6 +7,7 @@ frames are within one grey level and nearest ones are equal.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, Literal
 
@@ -70,17 +71,17 @@ def resize(frames: Frames, spec: Resize | None, library: Library | None = None) 
         OpenCVMissingError: see `pixel_library`.
     """
     _check_frames(frames)
-    _, from_height, from_width, _ = frames.shape
-    height, width = target_size(from_height, from_width, spec)
-    if spec is None or (height, width) == (from_height, from_width):
+    height, width = target_size(frames.shape[1], frames.shape[2], spec)
+    _check_size(frames, height, width)
+    if spec is None or (height, width) == frames.shape[1:3]:
         return frames
-    if height < 1 or width < 1:
-        raise BadRequestError(
-            f"frames of {_wxh(from_height, from_width)} would be resized to {_wxh(height, width)}"
-        )
     if pixel_library(spec, library) == "numpy":
         return RESAMPLERS[spec.interpolation](frames, height, width)
-    return _resize_with_cv2(frames, height, width, spec.interpolation)
+    out = np.empty((len(frames), height, width, frames.shape[3]), np.uint8)
+    resize_to = _cv2_resizer(height, width, spec.interpolation)
+    for frame, target in zip(frames, out, strict=True):
+        resize_to(frame, target)
+    return out
 
 
 def crop_boxes(height: int, width: int, crop: Crop | None) -> tuple[Box, ...]:
@@ -122,6 +123,7 @@ def make_clips(
     frame_index: NDArray[np.integer[Any]],
     contract: Contract,
     library: Library | None = None,
+    out: Frames | None = None,
 ) -> Frames:
     """What the recognizer takes, uint8 [1, views, clip_len, height, width, C], views crop-major.
 
@@ -130,6 +132,7 @@ def make_clips(
         frame_index: the row of `frames` at each sampled position, [contract.positions].
         contract: how the recognizer was exported.
         library: see `pixel_library`.
+        out: where the clips go, of their shape; it is returned. None for a new array.
 
     Raises:
         BadRequestError: frames or index are not what the contract asks for.
@@ -139,20 +142,51 @@ def make_clips(
     _check_index(frame_index, len(frames), contract.positions)
     height, width = target_size(frames.shape[1], frames.shape[2], contract.resize)
     boxes = crop_boxes(height, width, contract.crop)
-    resized = resize(frames, contract.resize, library)
-    # Mirrored once for all crops: numpy copies pixel by pixel when it walks a row backwards.
-    mirrored = resized[:, :, ::-1].copy() if any(flipped for *_, flipped in boxes) else resized
-
+    _check_size(frames, height, width)
+    clips = np.empty((1, *contract.clips_shape), np.uint8) if out is None else out
+    crops = clips.reshape(len(boxes), contract.positions, *contract.clips_shape[2:])
     box_height, box_width = contract.frame_size
-    clips = np.empty((len(boxes), contract.positions, *contract.clips_shape[2:]), np.uint8)
-    for crops, (top, left, flipped) in zip(clips, boxes, strict=True):
-        source = mirrored if flipped else resized
-        start = width - left - box_width if flipped else left
-        window = source[:, top : top + box_height, start : start + box_width]
-        # One copy per position; indexing with the whole array would make a second one.
-        for position, row in enumerate(frame_index):
-            crops[position] = window[row]
-    return clips.reshape(1, *contract.clips_shape)
+    mirror = _mirror_of(pixel_library(None, library))
+    rows, which = np.unique(frame_index, return_inverse=True)
+    resized = _each_resized(frames, rows, contract.resize, library)
+    # Frame by frame: what was just resized is cut while the processor's cache holds it.
+    for number, frame in enumerate(resized):
+        (positions,) = np.nonzero(which == number)
+        for crop, (top, left, flipped) in zip(crops, boxes, strict=True):
+            window = frame[top : top + box_height, left : left + box_width]
+            for position in positions:
+                if flipped:
+                    mirror(window, crop[position])
+                else:
+                    crop[position] = window
+    return clips
+
+
+def _each_resized(
+    frames: Frames, rows: NDArray[Any], spec: Resize | None, library: Library | None
+) -> Iterator[Frames]:
+    """These frames, resized, [h, w, C]; each is valid until the next one is asked for."""
+    height, width = target_size(frames.shape[1], frames.shape[2], spec)
+    if spec is None or (height, width) == frames.shape[1:3]:
+        yield from (frames[row] for row in rows)
+    elif pixel_library(spec, library) == "numpy":
+        every = frames if len(rows) == len(frames) else frames[rows]
+        yield from RESAMPLERS[spec.interpolation](every, height, width)
+    else:
+        resize_to = _cv2_resizer(height, width, spec.interpolation)
+        target = np.empty((height, width, frames.shape[3]), np.uint8)
+        for row in rows:
+            resize_to(frames[row], target)
+            yield target
+
+
+def _check_size(frames: Frames, height: int, width: int) -> None:
+    """Of the frames after their resize. Raises BadRequestError if a side has no pixel left."""
+    from_height, from_width = frames.shape[1:3]
+    if height < 1 or width < 1:
+        raise BadRequestError(
+            f"frames of {_wxh(from_height, from_width)} would be resized to {_wxh(height, width)}"
+        )
 
 
 def _check_frames(frames: NDArray[Any], channels: int | None = None) -> None:
@@ -184,9 +218,10 @@ def _check_index(frame_index: NDArray[Any], frames: int, positions: int) -> None
         )
 
 
-def _resize_with_cv2(
-    frames: Frames, height: int, width: int, interpolation: Interpolation
-) -> Frames:
+def _cv2_resizer(
+    height: int, width: int, interpolation: Interpolation
+) -> Callable[[Frames, Frames], None]:
+    """What resizes its first argument into its second, which is contiguous."""
     cv2 = importlib.import_module("cv2")
     code = {
         "nearest": cv2.INTER_NEAREST,
@@ -195,11 +230,26 @@ def _resize_with_cv2(
         "area": cv2.INTER_AREA,
         "lanczos": cv2.INTER_LANCZOS4,
     }[interpolation]
-    out = np.empty((len(frames), height, width, frames.shape[3]), np.uint8)
-    for frame, target in zip(frames, out, strict=True):
+
+    def resize_to(frame: Frames, target: Frames) -> None:
         # Written through dst, because the array that is returned lacks a channel axis of 1.
         cv2.resize(frame, (width, height), dst=target, interpolation=code)
-    return out
+
+    return resize_to
+
+
+def _mirror_of(library: Library) -> Callable[[Frames, Frames], None]:
+    """What writes a mirrored window into its second argument, left to right."""
+    if library == "cv2":
+        flip = importlib.import_module("cv2").flip  # takes no longer than a copy does
+        return lambda window, target: flip(window, 1, dst=target)
+
+    def by_channel(window: Frames, target: Frames) -> None:
+        # numpy walks a row of pixels backwards three times as slowly
+        for channel in range(window.shape[2]):
+            target[:, :, channel] = window[:, ::-1, channel]
+
+    return by_channel
 
 
 def _find_cv2() -> ModuleType | None:

@@ -199,6 +199,25 @@ def test_frames_become_clips(load: Load) -> None:
     model.finalize()
 
 
+def test_one_request_after_the_other_goes_into_the_same_memory(load: Load) -> None:
+    """The stub has copied a response before it comes with the next request."""
+    model = load()
+    memory = []
+    for video in (0, 1):
+        [response] = model.execute([InferenceRequest(_frames(video))])
+        clips = response.output_tensors()[0].as_numpy()
+        expected = make_clips(_frames(video), FRAME_INDEX, CONTRACT)
+        np.testing.assert_array_equal(clips, expected)
+        memory.append(clips)
+    assert np.shares_memory(*memory)
+
+
+def test_requests_of_one_execution_do_not_share_memory(load: Load) -> None:
+    responses = load().execute([InferenceRequest(_frames(video)) for video in (0, 1)])
+    clips = [response.output_tensors()[0].as_numpy() for response in responses]
+    assert not np.shares_memory(*clips)
+
+
 def test_bad_requests_leave_the_others_of_their_execution_alone(
     load: Load, pb_utils: ModuleType
 ) -> None:

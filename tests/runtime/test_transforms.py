@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Any, get_args
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from action_runtime.spec import (
 )
 from action_runtime.transforms import (
     BadRequestError,
+    Library,
     OpenCVMissingError,
     crop_boxes,
     make_clips,
@@ -134,6 +136,32 @@ def test_equals_mmaction2_to_the_byte(video: str, orientation: str, pixels: Pixe
     np.testing.assert_array_equal(views.transpose(0, 4, 1, 2, 3), three_d)
     two_d = mmaction2_clips(frames, contract, "NCHW")
     np.testing.assert_array_equal(views.reshape(-1, *views.shape[2:]).transpose(0, 3, 1, 2), two_d)
+
+
+@pytest.mark.parametrize("library", ["cv2", "numpy"])
+@pytest.mark.parametrize("name", ["short side, three", "short side, ten", "as decoded, ten"])
+def test_clips_overwrite_what_they_are_written_into(name: str, library: Library) -> None:
+    frames, contract = frames_of("bikes", "landscape"), contract_of(PIXELS[name])
+    expected = make_clips(frames, FRAME_INDEX, contract, library)
+    out = np.full_like(expected, 77)
+    assert make_clips(frames, FRAME_INDEX, contract, library, out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_each_frame_that_is_used_is_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    resized: list[Frames] = []
+    resize_with = cv2.resize
+
+    def counted(frame: Frames, *size: Any, **options: Any) -> Any:
+        resized.append(frame)
+        return resize_with(frame, *size, **options)
+
+    monkeypatch.setattr(cv2, "resize", counted)
+    frames = frames_of("bikes", "landscape")
+    make_clips(frames, np.array([3, 0, 3, 3, 1, 0]), contract_of(PIXELS["short side, ten"]), "cv2")
+    assert [
+        np.shares_memory(frame, frames[row]) for frame, row in zip(resized, (0, 1, 3), strict=True)
+    ] == [True] * 3
 
 
 @pytest.mark.parametrize("pixels", PIXELS.values(), ids=PIXELS)
