@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from action_runtime.spec import Contract
 
 from action_export import (
+    dependencies,
     example,
     manifest,
     parity,
@@ -73,6 +74,8 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     check_wire(request)
     check_format(request)
     builder = None if request.dry_run else _builder_for(request)
+    if request.format == "openvino" and not request.dry_run:
+        dependencies.require("openvino", extra="openvino")
     for video in request.calibration:
         reference.check_video(video)
     job, model = _load(request, steps)
@@ -100,6 +103,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
         _result(job, steps),
         files=tuple(sorted(files)),
         checks=proved.checks,
+        notes=(*job.notes, *proved.notes),
         manifest=record,
     )
 
@@ -148,7 +152,8 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         contract = preprocessing.contract(
             config, labels=labels, provenance=manifest.provenance(config, checkpoint), wire=wire
         )
-        tensors = Tensors.of(contract, request.max_batch_size or default_batch(contract.views))
+        batch = 1 if request.format == "openvino" else default_batch(contract.views)
+        tensors = Tensors.of(contract, request.max_batch_size or batch)
         runtime = recognizer_runtime(request, tensors.clips, _identity(request, contract))
         plan = repository.plan(
             request.triton_repo,
@@ -175,6 +180,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
             *_view_notes(contract),
             *wire_notes(contract),
             *_tensorrt_notes(request),
+            *_openvino_notes(request),
         ),
     )
     return job, model
@@ -210,6 +216,17 @@ def _tensorrt_notes(request: ExportRequest) -> tuple[str, ...]:
     return (
         f"{repository.SCRIPT} must run in the serving image, on its GPU, before a server loads the "
         "model; the graph is proved, the plan that TensorRT will build of it is not",
+    )
+
+
+def _openvino_notes(request: ExportRequest) -> tuple[str, ...]:
+    """What the official backend does otherwise."""
+    if request.format != "openvino" or request.precision != "fp32":
+        return ()
+    return (
+        "Triton's own OpenVINO backend has no setting for float32: on a CPU with bf16 it computes "
+        "in bf16, which is proved as well where this CPU has it; docs/openvino.md says how to keep "
+        "it from that",
     )
 
 

@@ -120,6 +120,6 @@ class VideoError(ActionExportError):
 
 
 class EngineError(ActionExportError):
-    """TensorRT cannot parse the graph, or build a plan of it."""
+    """TensorRT or OpenVINO cannot read the graph, or build what runs it."""
 
     exit_code = 16

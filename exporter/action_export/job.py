@@ -50,19 +50,24 @@ class Job:
         converters to reduced precision know flat graphs.
         """
         views = self.contract.views
-        flat = self.request.precision != "fp32" or self.runtime.tensorrt
+        flat = self.request.precision in ("fp16", "int8") or self.runtime.tensorrt
         return views if flat or self.preprocessing.layout == "NCHW" else loop.views_at_once(views)
 
     def graph_path(self, stage: Path, kind: Precision) -> Path:
         """In the model if this graph is what is served, or else beside the models."""
-        served = kind == self.request.precision and not self.runtime.builds
+        made = self.runtime.builds or self.runtime.openvino
+        served = kind == self.request.precision and not made
         return stage / (self.plan.graph if served else f"{kind}.onnx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proved:
-    """The last graph, the plan that was built of it, and every comparison."""
+    """The last graph, the plan that was built of it, and every comparison.
+
+    notes: what is said of the proof itself.
+    """
 
     graph: Graph
     engine: Engine | None
     checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()

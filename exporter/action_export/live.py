@@ -16,10 +16,10 @@ from action_runtime import wire
 from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
-from action_export.errors import ServeError
+from action_export.errors import DependencyError, ServeError
 from action_export.parity import compare_scores
 from action_export.reference import Reference
-from action_export.serve import ServerOptions, serve
+from action_export.serve import ServerOptions, find_installation, serve
 from action_export.types import Check, Tensors
 
 _ROUNDS = 2
@@ -69,6 +69,14 @@ def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bound
         list(zip(scores, rows, strict=True)),
         bounds.gpu if on_gpu else bounds.cpu,
     )
+
+
+def has_official_backends() -> bool:
+    """Whether the server of the proof brings backends of its own in place of ours."""
+    try:
+        return find_installation(None).other_backends
+    except DependencyError:
+        return False
 
 
 def _runs_on_gpu(url: str, model: str) -> bool:

@@ -30,6 +30,7 @@ _PACKAGES = (
     "onnxruntime",
     "opencv-python",
     "nvidia-pytriton",
+    "openvino",
 )
 
 
@@ -69,7 +70,7 @@ def build(job: Job, proved: Proved, references: tuple[Reference, ...]) -> dict[s
             "checks": [asdict(check) for check in proved.checks],
         },
         "decisions": {key: value for d in job.decisions for key, value in d.record.items()},
-        "notes": list(job.notes),
+        "notes": [*job.notes, *proved.notes],
         "python": platform.python_version(),
         "packages": _versions(),
     }

@@ -48,10 +48,11 @@ _MOVING = (
 )  # fmt: skip
 
 # A difference of the scores may be this many times the largest relative error of one rounding:
-# 2^-11 for a half float (IEEE 754 binary16), 2^-8 for a signed byte with a symmetric scale.
+# half a unit in the last place, which is 2^-11 for a half float (IEEE 754 binary16, 11 significant
+# bits), 2^-8 for bfloat16 (8 significant bits), 2^-8 for a signed byte with a symmetric scale.
 _ROUNDINGS = 40
-BOUNDS: Mapping[Reduced, float] = MappingProxyType(
-    {"fp16": _ROUNDINGS * 2**-11, "int8": _ROUNDINGS * 2**-8}
+BOUNDS: Mapping[Precision, float] = MappingProxyType(
+    {"bf16": _ROUNDINGS * 2**-8, "fp16": _ROUNDINGS * 2**-11, "int8": _ROUNDINGS * 2**-8}
 )
 """Bounds of the proof for scores, as a share of the reference's spread over the classes."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from action_export import live, parity, precision, reference, tensorrt
+from action_export import live, openvino, parity, precision, reference, tensorrt
 from action_export.errors import DependencyError
 from action_export.gpu import Gpu
 from action_export.job import Job, Proved
@@ -18,6 +18,11 @@ from action_export.wire import LOSSY_HINT
 
 # Of float32 on a GPU, which adds in another order, and convolves by Winograd's products.
 _GPU_BOUND = 1e-3
+
+_NO_BF16 = (
+    "OpenVINO was proved in float32 only, because this CPU has no bf16; on one that has, what it "
+    "computes in bf16 is not proved"
+)
 
 # what NVIDIA's driver puts there, on Linux and in WSL
 _NVIDIA = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -58,15 +63,21 @@ class Proof:
             step.result = parity.summary(scores)
         parity.require(pixels + scores)
         graph, checks, engine = exact, pixels + scores, None
+        notes: tuple[str, ...] = ()
         kind = job.request.precision
         if kind != "fp32":
             distinct = parity.farthest_apart(distinct, job.bound)
+        if kind == "fp16" or kind == "int8":
             graph, reduced = self._reduce(kind, exact, distinct)
             checks += reduced
+        if job.runtime.openvino:
+            graph, ran, notes = self._openvino(exact, references)
+            parity.require(ran)
+            checks += ran
         if self.builder is not None:
             engine = self._build(graph, self.builder)
             ran = self._prove_plan(engine, self.builder, distinct)
-            if kind != "fp32":
+            if kind == "fp16" or kind == "int8":
                 precision.require(kind, ran, exact, graph, distinct[0].clips)
             parity.require(ran)
             checks += ran
@@ -74,7 +85,7 @@ class Proof:
             distinct = parity.farthest_apart(distinct, job.live_bound)
         served = self._prove_live(distinct)
         parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
-        return Proved(graph=graph, engine=engine, checks=checks + served)
+        return Proved(graph=graph, engine=engine, checks=checks + served, notes=notes)
 
     def _reduce(
         self, kind: Reduced, exact: Graph, references: tuple[Reference, ...]
@@ -100,6 +111,34 @@ class Proof:
             step.result = parity.summary(checks)
         precision.require(kind, checks, exact, graph, references[0].clips)
         return graph, checks
+
+    def _openvino(
+        self, exact: Graph, references: tuple[Reference, ...]
+    ) -> tuple[Graph, tuple[Check, ...], tuple[str, ...]]:
+        """Both precisions are proved, whichever is asked for: the official backend computes in bf16
+        where the CPU has it, and in float32 elsewhere.
+        """
+        job = self.job
+        with self.steps("write IR") as step:
+            graph = openvino.ir_of(exact, self.stage / job.plan.graph)
+            step.result = f"{graph.nodes} operations"
+        config = openvino.served_config(self.stage / job.plan.names.recognizer / "config.pbtxt")
+        bounds: dict[openvino.Computes, float] = {"f32": job.family.tolerance}
+        if openvino.has_bf16():
+            bounds["bf16"] = precision.BOUNDS["bf16"]
+        checks: tuple[Check, ...] = ()
+        with self.steps("prove OpenVINO") as step:
+            for computes, bound in bounds.items():
+                checks += parity.verify_runner(
+                    openvino.Runner(graph.path, job.tensors, config, computes),
+                    parity.farthest_apart(references, bound),
+                    job.tensors.clips,
+                    bound,
+                    name=f"OpenVINO in {computes}",
+                )
+            step.result = f"{' and '.join(bounds)}: {parity.summary(checks)}"
+        notes = () if "bf16" in bounds else (_NO_BF16,)
+        return graph, checks, notes
 
     def _build(self, graph: Graph, builder: Builder) -> Engine:
         with self.steps("build plan") as step:
@@ -146,7 +185,7 @@ class Proof:
                         server_flags=job.runtime.server_flags,
                     ),
                     references,
-                    live.Bounds(cpu=job.live_bound, gpu=max(job.live_bound, _GPU_BOUND)),
+                    live.Bounds(cpu=self._cpu_bound(), gpu=max(job.live_bound, _GPU_BOUND)),
                 )
             except DependencyError as exc:
                 if request.proof == "server":
@@ -157,3 +196,11 @@ class Proof:
             if job.contract.wire is not None:
                 step.result += f", JPEG of quality {job.contract.wire.quality}"
         return (check,)
+
+    def _cpu_bound(self) -> float:
+        """Of a live server; the official OpenVINO backend has no setting for float32."""
+        job = self.job
+        official = job.runtime.openvino and live.has_official_backends()
+        if official and openvino.has_bf16():
+            return job.live_bound + max(0.0, precision.BOUNDS["bf16"] - job.bound)
+        return job.live_bound

@@ -387,7 +387,7 @@ def _render(
         "recognizer": runtime,
         "labels": contract.labels,
         "contract": {"key": PARAMETER, "text": contract.to_json()},
-        "instance_kind": _INSTANCE_KINDS[device],
+        "instance_kind": _INSTANCE_KINDS["cpu" if runtime.openvino else device],
     }
     templates = {
         names.preprocess: "preprocess",

@@ -34,7 +34,7 @@ _HINT = "docs/adding-a-family.md says how an architecture gets the patch that it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """An ONNX file that was written.
+    """A graph that was written.
 
     nodes: those inside a loop as well. files: names beside `path`, itself first; then its weights.
     """

@@ -91,8 +91,9 @@ class RecognizerRuntime:
 
     file: its name in the version folder. plans: of several kinds of GPU, by compute capability.
     writes: what an export writes there, which is another file where the plan is built by `script`.
-    accelerator: parameters of ONNX Runtime's TensorRT provider, or none. warmup: batch sizes that
-    run before the first request. server_flags: without which tritonserver does not load it.
+    parameters: of the backend. accelerator: those of ONNX Runtime's TensorRT provider, or none.
+    warmup: batch sizes that run before the first request. server_flags: without which tritonserver
+    does not load it.
     """
 
     backend: str
@@ -100,6 +101,7 @@ class RecognizerRuntime:
     writes: str
     plans: Mapping[str, str] = field(default_factory=dict)
     script: PlanScript | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
     accelerator: Mapping[str, str] = field(default_factory=dict)
     warmup: tuple[int, ...] = ()
     server_flags: tuple[str, ...] = ()
@@ -114,19 +116,59 @@ class RecognizerRuntime:
         """Whether the plan is built here."""
         return self.backend == "tensorrt" and self.script is None
 
+    @property
+    def openvino(self) -> bool:
+        """Whether the IR of OpenVINO is what is served; its backend has CPUs only."""
+        return self.backend == "openvino"
 
-ONNX_RUNTIME = RecognizerRuntime(backend="onnxruntime", file="model.onnx", writes="model.onnx")
+
+# Of src/onnxruntime.cc of onnxruntime_backend: every core works on one operator after the other. On
+# CPUs the parallel mode, and more threads than cores, were measured 1.7 to 2 times slower.
+_ONNX_PARAMETERS: Mapping[str, str] = {"execution_mode": "0", "intra_op_thread_count": "0"}
+
+ONNX_RUNTIME = RecognizerRuntime(
+    backend="onnxruntime", file="model.onnx", writes="model.onnx", parameters=_ONNX_PARAMETERS
+)
+
+# Of src/openvino.cc of openvino_backend, since its pull request 41 of 2022: all cores work on one
+# request, as its README advises where latency counts. For "all cores" there is no number of
+# threads; it is OpenVINO's default.
+_OPENVINO_PARAMETERS: Mapping[str, str] = {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"}
 
 
 def check_format(request: ExportRequest) -> None:
     """Raises UnsupportedError for options that exclude each other, or that nothing would read."""
     plan, here = request.format == "tensorrt", not request.plan_in_container
+    openvino = request.format == "openvino"
     engine = request.engine
     refused = (
         (
-            plan and request.accelerate,
-            "--accelerator is for ONNX Runtime, and --format tensorrt leaves it out",
+            request.format != "onnx" and request.accelerate,
+            f"--accelerator is for ONNX Runtime, and --format {request.format} leaves it out",
             "leave one of them out",
+        ),
+        (
+            request.precision == "bf16" and not openvino,
+            f"--precision bf16 is a hint to OpenVINO, and --format {request.format} leaves it out",
+            "add --format openvino",
+        ),
+        (
+            openvino and request.precision not in ("fp32", "bf16"),
+            f"OpenVINO computes in fp32 or bf16 here, not in {request.precision}",
+            "--precision bf16, or --format onnx",
+        ),
+        (
+            openvino and request.device == "gpu",
+            "Triton's OpenVINO backend runs on CPUs only",
+            "leave out --device, or --format onnx",
+        ),
+        (
+            # openvino_backend's ProcessRequests refuses a batch of other than max_batch_size rows.
+            # With ENABLE_BATCH_PADDING it computes zeros for what is missing, and miscounts the
+            # rows where several requests fill the batch.
+            openvino and (request.max_batch_size or 1) > 1,
+            "Triton's OpenVINO backend takes batches of one size only, so videos come one by one",
+            "leave out --max-batch-size, or --format onnx",
         ),
         (
             request.device == "cpu" and (plan or request.accelerate),
@@ -135,7 +177,7 @@ def check_format(request: ExportRequest) -> None:
         ),
         (
             request.plan_in_container and not plan,
-            "--plan-in-container builds a plan, and --format onnx serves none",
+            f"--plan-in-container builds a plan, and --format {request.format} serves none",
             "add --format tensorrt",
         ),
         (
@@ -217,12 +259,21 @@ def recognizer_runtime(
             ),
             server_flags=flags,
         )
+    if request.format == "openvino":
+        hint = {"HINT_BF16": "YES"} if request.precision == "bf16" else {}
+        return RecognizerRuntime(
+            backend="openvino",
+            file="model.xml",
+            writes="model.xml",
+            parameters={**_OPENVINO_PARAMETERS, **hint},
+        )
     if not request.accelerate:
         return ONNX_RUNTIME
     return RecognizerRuntime(
         backend="onnxruntime",
         file="model.onnx",
         writes="model.onnx",
+        parameters=_ONNX_PARAMETERS,
         accelerator=_provider_parameters(request, clips, identity),
         warmup=tuple(sorted({1, clips.max_batch_size})),
     )

@@ -17,8 +17,9 @@ Modality = Literal["RGB", "Flow"]
 """What the frames of the test dataset are, in mmaction2's words."""
 Proof = Literal["auto", "graph", "server"]
 Reduced = Literal["fp16", "int8"]
-Precision = Literal["fp32", Reduced]
-Format = Literal["onnx", "tensorrt"]
+"""Precisions that are a graph of their own; bf16 is a hint to the runtime."""
+Precision = Literal["fp32", "bf16", Reduced]
+Format = Literal["onnx", "openvino", "tensorrt"]
 Wire = Literal["raw", "jpeg"]
 Compatible = Literal["none", "ampere_plus", "same_compute_capability"]
 
@@ -143,7 +144,7 @@ class ExportRequest:
     calibration: the videos whose values give the scales of int8.
     wire: how frames travel to the server: as pixels, or as JPEG of `jpeg_quality`, which is lossy;
         None is a quality of 95.
-    format: what the recognizer is served as: model.onnx, or a plan of TensorRT.
+    format: what the recognizer is served as: model.onnx, the IR of OpenVINO, or a plan of TensorRT.
     accelerate: let ONNX Runtime run model.onnx with its TensorRT provider, where there is one.
     plan_in_container: write model.onnx and the script that builds the plan in the serving image.
     gpus: the compute capabilities, such as "8.6", whose plans serve side by side; empty for one.

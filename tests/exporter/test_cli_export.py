@@ -368,6 +368,16 @@ FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] =
     (option("--hardware-compatible", "ampere_plus"), UnsupportedError, "properties of a plan"),
     (option("--workspace", "64"), UnsupportedError, "or --accelerator tensorrt"),
     (option("--builder-level", "2"), UnsupportedError, "or --accelerator tensorrt"),
+    (option("--precision", "bf16"), UnsupportedError, "add --format openvino"),
+    (option("--format", "tensorrt", "--precision", "bf16"), UnsupportedError, "--format openvino"),
+    (option("--format", "openvino", "--precision", "fp16"), UnsupportedError, "--precision bf16"),
+    (option("--format", "openvino", "--device", "gpu"), UnsupportedError, "leave out --device"),
+    (option("--format", "openvino", "--accelerator", "tensorrt"), UnsupportedError, "one of them"),
+    (option("--format", "openvino", "--plan-in-container"), UnsupportedError,
+     "--format openvino serves none"),
+    (option("--format", "openvino", "--max-batch-size", "2"), UnsupportedError,
+     "leave out --max-batch-size"),
+    (option("--format", "openvino", "--workspace", "64"), UnsupportedError, "for TensorRT"),
     (option("--format", "tensorrt"), DependencyError, "tensorrt==10.5.0.18.*"),
     (option("--format", "tensorrt", "--triton-version", "29.01"), UnsupportedError,
      "--server-tensorrt VERSION"),
@@ -674,7 +684,7 @@ def repeated(tiny: Tiny, labels: Path, repo: Path) -> list[str]:
 
 EXTRAS = (
     *("torch", "mmaction", "mmengine", "mmcv", "cv2", "decord"),
-    *("onnx", "onnxruntime", "onnxscript", "jinja2", "rich", "pytriton"),
+    *("onnx", "onnxruntime", "onnxscript", "openvino", "jinja2", "rich", "pytriton"),
 )
 """By import name, what comes with the extras only."""
 

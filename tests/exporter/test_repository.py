@@ -163,6 +163,12 @@ def test_the_recognizer_batches_and_knows_its_labels(published: Path) -> None:
     assert config.default_model_filename == "model.onnx"
     assert config.max_batch_size == 4
     assert config.HasField("dynamic_batching")
+    # core would run two instances on a CPU if it were not told
+    assert [group.count for group in config.instance_group] == [1]
+    assert {key: value.string_value for key, value in config.parameters.items()} == {
+        "execution_mode": "0",
+        "intra_op_thread_count": "0",
+    }
     assert [(t.name, t.data_type, list(t.dims)) for t in (*config.input, *config.output)] == [
         ("clips", model_config_pb2.TYPE_UINT8, [6, 4, 32, 32, 3]),
         ("scores", model_config_pb2.TYPE_FP32, [3]),

@@ -52,6 +52,22 @@ def onnx_config(
     """
 
 
+def openvino_config(*, batch: int = 1, kind: str = "CPU", extra: str = "", **tensors: str) -> str:
+    config = onnx_config(batch=batch, **tensors).replace("onnxruntime", "openvino")
+    config = config.replace("KIND_AUTO", f"KIND_{kind}")
+    named = 'default_model_filename: "model.onnx"'
+    parameters = {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "latency", "INFERENCE_NUM_THREADS": "1"}
+    text = "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in parameters.items()
+    )
+    return f"{config} {named} {text} {extra}"
+
+
+def yes(parameter: str) -> str:
+    return f'parameters {{ key: "{parameter}" value {{ string_value: "YES" }} }}'
+
+
 def scale_graph(batch: str | int = "n") -> onnx.ModelProto:
     """y = x * 2 + mean(x), row by row."""
     graph = oh.make_graph(
@@ -168,6 +184,13 @@ def write_repository(repo: Path) -> None:
     onnx.save(rows_graph(), write_model(repo, "rows", onnx_config(y_dims="1")) / "model.onnx")
     pick = onnx_config(x="i", dtype="INT64", dims="1", y_dims="1")
     onnx.save(pick_graph(), write_model(repo, "pick", pick) / "model.onnx")
+    openvinos = {
+        "openvino": openvino_config(),
+        "pairs": openvino_config(batch=2),
+        "padded": openvino_config(batch=3, extra=yes("ENABLE_BATCH_PADDING")),
+    }
+    for name, config in openvinos.items():
+        onnx.save(scale_graph(), write_model(repo, name, config) / "model.onnx")
     write_python_model(repo, "to_float")
     write_python_model(repo, "versioned", add=100)
     write_model(repo, "both", ENSEMBLE_CONFIG)
@@ -252,7 +275,10 @@ def test_an_ensemble_of_both_backends_answers(server: Server) -> None:
 def test_the_server_names_its_models_and_addresses(server: Server) -> None:
     assert {(model.name, model.version, model.state) for model in server.models} == {
         (name, "1", "READY")
-        for name in ("scale", "external", "rows", "pick", "to_float", "versioned", "both")
+        for name in (
+            *("scale", "external", "rows", "pick", "openvino", "pairs", "padded"),
+            *("to_float", "versioned", "both"),
+        )
     }
     assert server.grpc_url.startswith("127.0.0.1:")
     assert server.metrics_url
@@ -297,6 +323,25 @@ def test_a_request_that_fails_leaves_the_others_of_its_execution_alone(server: S
     assert "idx=7" in failed
     # Two succeeded, and they did not need an execution each: the three were one.
     assert executions(server.grpc_url, "pick")[1] - before[1] == 1
+
+
+def test_openvino_answers_each_of_many_requests(server: Server) -> None:
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(1, 3)).astype(np.float32) for _ in range(6)]
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        answers = list(pool.map(lambda x: infer(server.grpc_url, "openvino", x=x), inputs))
+    for x, answer in zip(inputs, answers, strict=True):
+        # in float32: bf16, OpenVINO's own choice on many CPUs, is off by 1e-3
+        np.testing.assert_allclose(answer, scaled(x), rtol=1e-6)
+    assert "openvino runs with OpenVINO in f32" in server.log_text()
+
+
+def test_openvino_takes_whole_batches_only_unless_it_may_fill_them_up(server: Server) -> None:
+    x = np.array([[1, 2, 3], [4, 5, 9]], np.float32)
+    np.testing.assert_allclose(infer(server.grpc_url, "pairs", x=x), scaled(x))
+    with pytest.raises(InferenceServerException, match="requests with batch size '2', got '1'"):
+        infer(server.grpc_url, "pairs", x=x[:1])
+    np.testing.assert_allclose(infer(server.grpc_url, "padded", x=x), scaled(x))
 
 
 def test_external_data_beside_the_file_is_read(server: Server, repository: Path) -> None:
@@ -361,6 +406,38 @@ def test_a_config_that_differs_from_the_graph_fails_the_load(tmp_path: Path) -> 
         "'fixed', tensor 'x': for the model to support batching",
         "'open', tensor 'y': the model expects 2 dimensions (shape [-1, -1])",
         "'truncated', ONNX Runtime:",
+    ):
+        assert reason in caught.value.message
+    assert "At:" not in caught.value.message
+
+
+def test_openvino_refuses_what_the_official_backend_refuses(tmp_path: Path) -> None:
+    wrong = {
+        "dims": openvino_config(dims="4"),
+        "output": openvino_config(y_dims="2"),
+        "tensor": openvino_config(x="z"),
+        "kind": openvino_config(kind="MODEL"),
+        "streams": openvino_config().replace('"1"', '"many"', 1),
+        "half": openvino_config(extra=yes("HINT_BF16").replace("YES", "NO")),
+        "reshape": openvino_config(extra=yes("RESHAPE_IO_LAYERS")),
+    }
+    for name, config in wrong.items():
+        onnx.save(scale_graph(), write_model(tmp_path, name, config) / "model.onnx")
+    write_model(tmp_path, "empty", openvino_config())
+
+    with pytest.raises(ServeError) as caught, serve(tmp_path):
+        pass
+    for reason in (
+        "'dims', tensor 'x': the model expects 2 dimensions (shape [-1, 3]) but the model "
+        "configuration specifies 2 dimensions (shape [1, 4] with the batch dimension",
+        "'output', tensor 'y': the model expects 2 dimensions (shape [-1, 3])",
+        "'tensor', unexpected inference input 'z', allowed inputs are: x",
+        "'kind', Triton openVINO backend supports only CPU device",
+        "'streams', OpenVINO: expected the parameter 'NUM_STREAMS' to be AUTO or NUMA or "
+        "a non-negative number, got many",
+        "'half', OpenVINO: expected the parameter 'HINT_BF16' to be YES, got no",
+        "'reshape', the parameter 'RESHAPE_IO_LAYERS' is served by the official backend only",
+        "'empty', unable to find",
     ):
         assert reason in caught.value.message
     assert "At:" not in caught.value.message
@@ -459,6 +536,23 @@ def test_a_python_that_no_stub_can_embed_is_refused(
     with pytest.raises(DependencyError, match=r"libpython3.*is not installed") as caught:
         installation.wheel_installation(wheel)
     assert "apt-get install libpython3" in caught.value.hint
+
+
+def test_a_model_of_openvino_without_the_package_says_the_pip_line(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = installation.importlib.util.find_spec
+    monkeypatch.setattr(
+        installation.importlib.util,
+        "find_spec",
+        lambda name: None if name == "openvino" else find(name),
+    )
+    with (
+        pytest.raises(DependencyError, match="openvino needs the backend 'openvino'") as caught,
+        serve(repository),
+    ):
+        pass
+    assert caught.value.hint == 'pip install "action-export[openvino]"'
 
 
 def test_numpy_2_is_refused_for_the_wheels_server() -> None:

@@ -94,6 +94,18 @@ def test_onnx_runtime_is_what_nothing_else_was_asked_for(tmp_path: Path) -> None
     assert (runtime.tensorrt, runtime.builds, runtime.script) == (False, False, None)
 
 
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", {}), ("bf16", {"HINT_BF16": "YES"})])
+def test_openvino_computes_with_all_cores_on_one_request(
+    precision: str, hint: dict[str, str], tmp_path: Path
+) -> None:
+    asked = request(tmp_path, format="openvino", precision=precision)
+    runtime = recognizer_runtime(asked, CLIPS, "1a2b")
+    assert (runtime.backend, runtime.file, runtime.writes) == ("openvino", *["model.xml"] * 2)
+    assert (runtime.openvino, runtime.tensorrt, runtime.builds) == (True, False, False)
+    latency = {"NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"}
+    assert dict(runtime.parameters) == {**latency, **hint}
+
+
 def test_the_accelerator_gets_precision_shapes_and_places_for_its_caches(tmp_path: Path) -> None:
     engine = EngineOptions(workspace_mib=256, level=2)
     asked = request(tmp_path, accelerate=True, precision="fp16", engine=engine)

@@ -182,10 +182,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--opset", type=int, default=18, metavar="N", help="ONNX opset (default: %(default)s)")
     add(
+        "--format",
+        choices=("onnx", "openvino", "tensorrt"),
+        default="onnx",
+        help="serve the graph with ONNX Runtime, with OpenVINO on CPUs, or as a plan of TensorRT "
+        "(default: %(default)s)",
+    )
+    add(
         "--precision",
-        choices=("fp32", "fp16", "int8"),
+        choices=("fp32", "bf16", "fp16", "int8"),
         default="fp32",
-        help="of the recognizer's layers; input and scores keep their types (default: %(default)s)",
+        help="of the recognizer's layers, bf16 with OpenVINO; input and scores keep their types "
+        "(default: %(default)s)",
     )
     add(
         "--calibration",
@@ -210,12 +218,6 @@ def _parser() -> argparse.ArgumentParser:
         "--server-tensorrt",
         metavar="VERSION",
         help="the TensorRT in the server's image, for a --triton-version that is not known here",
-    )
-    add(
-        "--format",
-        choices=("onnx", "tensorrt"),
-        default="onnx",
-        help="serve model.onnx with ONNX Runtime, or a plan with TensorRT (default: %(default)s)",
     )
     add(
         "--accelerator",

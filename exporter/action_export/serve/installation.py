@@ -19,6 +19,8 @@ from action_export.errors import DependencyError, ServeError
 PIP_LINE = 'pip install "action-export[serve]"'
 
 OWN_BACKENDS = Path(__file__).parent / "backends"
+PIP_LINES = {"onnxruntime": PIP_LINE, "openvino": 'pip install "action-export[openvino]"'}
+"""Of the package that each of our own backends needs, which has the backend's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Installation:
 
     python_backends: the backends whose models run in a Python process with shared memory.
     other_backends: whether there may be more than those.
+    missing: of a backend that it lacks for want of a package, the pip line.
     flags: `{workdir}` stands for the work folder.
     path_variables: folders to put first in an environment variable; `{workdir}` as well.
     """
@@ -34,6 +37,7 @@ class Installation:
     program: Path
     python_backends: tuple[str, ...] = ("python",)
     other_backends: bool = True
+    missing: Mapping[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
@@ -65,26 +69,32 @@ def find_installation(tritonserver: Path | None) -> Installation:
 
 
 def wheel_installation(pytriton: Path) -> Installation:
-    """The server of the wheel, with our ONNX Runtime backend beside its Python backend.
+    """The server of the wheel, with our own backends beside its Python backend.
 
     Triton resolves backend B to BACKENDS/B/libtriton_B.so, else to BACKENDS/B/model.py, which it
     runs with the Python backend. The wheel (release 24.10) has only that one.
     """
     check_numpy(metadata.version("numpy"))
     _require_onnxruntime()
+    own = {name: importlib.util.find_spec(name) is not None for name in PIP_LINES}
     root = pytriton / "tritonserver"
     python = root / "backends" / "python"
     utils = "triton_python_backend_utils.py"
     libpython = _libpython()
     return Installation(
         program=root / "bin" / "tritonserver",
-        python_backends=("python", "onnxruntime"),
+        python_backends=("python", *(name for name in own if own[name])),
         other_backends=False,
+        missing={name: PIP_LINES[name] for name in own if not own[name]},
         flags=("--backend-directory={workdir}/backends", f"--cache-directory={root / 'caches'}"),
         links={
             f"backends/python/{utils}": str(python / utils),
             "backends/python/triton_python_backend_stub": str(_stub(root)),
-            "backends/onnxruntime/model.py": str(OWN_BACKENDS / "onnxruntime" / "model.py"),
+            **{
+                f"backends/{name}/model.py": str(OWN_BACKENDS / name / "model.py")
+                for name in own
+                if own[name]
+            },
             "python/bin/python3": sys.executable,
             **({f"lib/{libpython.name}": str(libpython)} if libpython else {}),
         },
@@ -107,9 +117,12 @@ def _python_environment() -> dict[str, str]:
 
     That Python finds its environment by the python3 on PATH and ignores all variables, so this is
     where it can be told to write no __pycache__: in the repository that is a change, and in poll
-    mode Triton then loads the model a second time (tried).
+    mode Triton then loads the model a second time (tried). This very package comes first: our
+    backends import from it, and another copy may be installed.
     """
-    packages = "".join(f"import site; site.addsitedir({path!r})\n" for path in _site_packages())
+    packages = f"{Path(__file__).parents[2]}\n" + "".join(
+        f"import site; site.addsitedir({path!r})\n" for path in _site_packages()
+    )
     folder = f"python/lib/python{_python_version()}/site-packages"
     return {
         "python/pyvenv.cfg": (

@@ -15,8 +15,9 @@ _FATAL = re.compile(r"error: |terminate called|.*error while loading shared libr
 _BAD_FLAG = re.compile(
     r"^.*: (?P<unknown>unrecognized option .*)|^(?P<value>Bad option: .*\n.*)", re.MULTILINE
 )
-# Where our own backend raises is of no use to the reader; where a model of theirs does, is.
-_OWN_TRACE = re.compile(r"\n\nAt:\n(?:  \S*/backends/onnxruntime/model\.py\(\d+\): \w+\n?)+$")
+# Where our own backends raise is of no use to the reader; where a model of theirs does, is.
+_OWN_FILE = r"\S*/(?:serve/backends/\w+|backends/(?:onnxruntime|openvino)/model)\.py"
+_OWN_TRACE = re.compile(rf"\n\nAt:\n(?:  {_OWN_FILE}\(\d+\): \w+\n?)+$")
 
 _SOURCES = frozenset({"model_lifecycle", "model_repository_manager", "main"})
 # What an ensemble says about a model that has said it already.

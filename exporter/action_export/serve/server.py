@@ -129,10 +129,11 @@ def _check_backends(repository: Path, installation: Installation) -> None:
         return
     for name, config in model_configs(repository):
         if config.backend and config.backend not in installation.python_backends:
+            elsewhere = "serve it with NVIDIA's image, or name its server: --tritonserver FILE"
             raise DependencyError(
                 f"{name} needs the backend {config.backend!r}, which the tritonserver of "
                 "nvidia-pytriton does not have",
-                hint="serve it with NVIDIA's image, or name its server: --tritonserver FILE",
+                hint=installation.missing.get(config.backend, elsewhere),
             )
 
 

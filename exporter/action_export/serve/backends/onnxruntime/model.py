@@ -10,7 +10,6 @@ drop the batch axis are not served. The accelerators of the config are not read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
-
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+from action_export.serve.backends.standin import (
+    BATCHED,
+    Arrays,
+    Config,
+    RefusedError,
+    StandIn,
+    check_names,
+    dims_of,
+    other_dims,
+    parameter,
+    response,
+)
 
 TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -38,70 +47,48 @@ TYPES = {
 }
 
 
-class TritonPythonModel:
-    """One instance of one version of a model."""
+class TritonPythonModel(StandIn):
+    """All requests of an execution go through the graph together."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
-        """Loads and checks the graph. `model_repository` is the directory of this model."""
-        config = json.loads(args["model_config"])
-        # By path, not by content: external data lies beside the file.
-        path = Path(args["model_repository"], args["model_version"], _file_name(config))
-        try:
-            self.session = onnxruntime.InferenceSession(
-                path,
-                session_options(config),
-                providers=providers(args["model_instance_kind"], args["model_instance_device_id"]),
-            )
-        except Exception as exc:
-            raise pb_utils.TritonModelException(
-                f"unable to load model '{config['name']}', ONNX Runtime: {exc}"
-            ) from exc
+    runtime = "ONNX Runtime"
+    default_file = "model.onnx"
+
+    def load(self, path: Path, config: Config, args: Mapping[str, str]) -> None:
+        self.session = onnxruntime.InferenceSession(
+            path,
+            session_options(config),
+            providers=providers(args["model_instance_kind"], args["model_instance_device_id"]),
+        )
         check(config, self.session)
         pb_utils.Logger.log_info(f"{config['name']} runs with {self.session.get_providers()[0]}")
         self.batches = config["max_batch_size"] > 0
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request. All of an execution go through the graph together."""
         if len(requests) == 1 or not self.batches:
-            return [self._answer_alone(request) for request in requests]
+            return super().execute(requests)
         try:
             return self._answer_together(requests)
         except Exception:
             # One request may fail all. Alone, each gets its own answer or its own error.
-            return [self._answer_alone(request) for request in requests]
+            return super().execute(requests)
 
     def finalize(self) -> None:
         del self.session
 
     def _answer_together(self, requests: Sequence[Any]) -> list[Any]:
         """Along axis 0; Triton batches only requests whose other axes are equal."""
-        arrays = [self._arrays(request) for request in requests]
+        arrays = [self.arrays(request) for request in requests]
         rows = [len(request[self.inputs[0]]) for request in arrays]
         batch = {name: np.concatenate([each[name] for each in arrays]) for name in self.inputs}
         ends = np.cumsum(rows)[:-1]
-        parts = {name: np.split(out, ends) for name, out in self._run(batch).items()}
+        parts = {name: np.split(out, ends) for name, out in self.run(batch).items()}
         return [
-            _response({name: part[row] for name, part in parts.items()})
+            response({name: part[row] for name, part in parts.items()})
             for row in range(len(requests))
         ]
 
-    def _answer_alone(self, request: Any) -> Any:
-        try:
-            return _response(self._run(self._arrays(request)))
-        except Exception as exc:
-            error = pb_utils.TritonError(f"ONNX Runtime: {exc}")
-            return pb_utils.InferenceResponse(output_tensors=[], error=error)
-
-    def _arrays(self, request: Any) -> Arrays:
-        return {
-            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-            for name in self.inputs
-        }
-
-    def _run(self, inputs: Arrays) -> Arrays:
-        """The outputs by name. An output with other than one row per row of input is an error."""
+    def run(self, inputs: Arrays) -> Arrays:
+        """An output with other than one row per row of input is an error."""
         rows = len(inputs[self.inputs[0]])
         outputs = dict(zip(self.outputs, self.session.run(self.outputs, inputs), strict=True))
         for name, output in outputs.items():
@@ -118,7 +105,7 @@ def providers(kind: str, device: str) -> list[Any]:
     return found
 
 
-def session_options(config: Mapping[str, Any]) -> Any:
+def session_options(config: Config) -> Any:
     """ONNX Runtime's options from `optimization.graph` and `parameters`; 0 leaves its default."""
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
@@ -128,85 +115,46 @@ def session_options(config: Mapping[str, Any]) -> Any:
         1: levels.ORT_ENABLE_EXTENDED,
         2: levels.ORT_DISABLE_ALL,
     }.get(graph_level, levels.ORT_ENABLE_ALL)
-    if _parameter(config, "execution_mode") == 1:
+    if int(parameter(config, "execution_mode") or 0) == 1:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    options.intra_op_num_threads = _parameter(config, "intra_op_thread_count")
-    options.inter_op_num_threads = _parameter(config, "inter_op_thread_count")
+    options.intra_op_num_threads = int(parameter(config, "intra_op_thread_count") or 0)
+    options.inter_op_num_threads = int(parameter(config, "inter_op_thread_count") or 0)
     return options
 
 
-def check(config: Mapping[str, Any], session: Any) -> None:
-    """TritonModelException where config.pbtxt and the graph differ, worded as the C++ backend."""
-    graph_inputs, graph_outputs = session.get_inputs(), session.get_outputs()
-    if len(config["input"]) != len(graph_inputs):
-        _refuse(
-            config,
-            f"configuration expects {len(config['input'])} inputs, "
-            f"model provides {len(graph_inputs)}",
-        )
-    for kind, graph_tensors in (("input", graph_inputs), ("output", graph_outputs)):
-        by_name = {tensor.name: tensor for tensor in graph_tensors}
+def check(config: Config, session: Any) -> None:
+    """RefusedError where config.pbtxt and the graph differ, worded as the C++ backend."""
+    provided = {
+        "input": {tensor.name: tensor for tensor in session.get_inputs()},
+        "output": {tensor.name: tensor for tensor in session.get_outputs()},
+    }
+    check_names(config, inputs=provided["input"], outputs=provided["output"])
+    for kind, tensors in provided.items():
         for tensor in config[kind]:
-            if tensor["name"] not in by_name:
-                _refuse(
-                    config,
-                    f"unexpected inference {kind} '{tensor['name']}', "
-                    f"allowed {kind}s are: {', '.join(sorted(by_name))}",
-                )
-            _check_tensor(config, kind, tensor, by_name[tensor["name"]])
+            _check_tensor(config, kind, tensor, tensors[tensor["name"]])
 
 
-def _check_tensor(
-    config: Mapping[str, Any], kind: str, tensor: Mapping[str, Any], in_graph: Any
-) -> None:
+def _check_tensor(config: Config, kind: str, tensor: Mapping[str, Any], in_graph: Any) -> None:
     provided = TYPES.get(in_graph.type, in_graph.type)
     if tensor["data_type"] != provided:
-        _refuse(
-            config,
+        raise RefusedError(
             f"configuration expects datatype {tensor['data_type']} for {kind} "
-            f"'{tensor['name']}', model provides {provided}",
+            f"'{tensor['name']}', model provides {provided}"
         )
     expected = [dim if isinstance(dim, int) else -1 for dim in in_graph.shape]
-    dims = [int(dim) for dim in tensor.get("reshape", tensor).get("shape", tensor["dims"])]
-    batched = ""
+    dims, batched = dims_of(tensor), ""
     if config["max_batch_size"] > 0:
         if expected[:1] != [-1]:
-            _refuse(
-                config,
+            raise RefusedError(
                 f"tensor '{tensor['name']}': for the model to support batching the shape should "
                 "have at least 1 dimension and the first dimension must be -1; but shape expected "
-                f"by the model is {expected}",
+                f"by the model is {expected}"
             )
-        dims = [-1, *dims]
-        batched = " with the batch dimension that max_batch_size > 0 adds"
+        dims, batched = [-1, *dims], BATCHED
     # An axis that the graph leaves open may be fixed by the config for an input, not for an output.
     same = len(expected) == len(dims) and all(
         have == want or (kind == "input" and have == -1)
         for have, want in zip(expected, dims, strict=True)
     )
     if not same:
-        _refuse(
-            config,
-            f"tensor '{tensor['name']}': the model expects {len(expected)} dimensions (shape "
-            f"{expected}) but the model configuration specifies {len(dims)} dimensions (shape "
-            f"{dims}{batched})",
-        )
-
-
-def _refuse(config: Mapping[str, Any], reason: str) -> None:
-    raise pb_utils.TritonModelException(f"unable to load model '{config['name']}', {reason}")
-
-
-def _response(outputs: Arrays) -> Any:
-    return pb_utils.InferenceResponse(
-        output_tensors=[pb_utils.Tensor(name, array) for name, array in outputs.items()]
-    )
-
-
-def _file_name(config: Mapping[str, Any]) -> str:
-    return str(config.get("default_model_filename") or "model.onnx")
-
-
-def _parameter(config: Mapping[str, Any], name: str) -> int:
-    """A number of `parameters`, which config.pbtxt holds as a string."""
-    return int(config.get("parameters", {}).get(name, {}).get("string_value", 0))
+        raise other_dims(tensor["name"], expected, dims, batched)

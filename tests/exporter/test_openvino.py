@@ -1,0 +1,172 @@
+"""Exports for Triton's OpenVINO backend: what is written, proved, and served in which precision."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as runtime
+import pytest
+from action_client import VideoClient
+from action_export import api, openvino, precision
+from action_export.errors import DependencyError, EngineError, ParityError
+from action_export.serve import serve
+from action_export.tracing import Graph
+from action_export.types import ExportRequest, ExportResult
+from support.tiny import MODEL_3D, PIPELINE_3D, VIDEOS, Tiny, make, references
+
+NEEDS_BF16 = pytest.mark.skipif(not openvino.has_bf16(), reason="this CPU has no bf16")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make(tmp_path_factory.mktemp("tiny"), MODEL_3D, PIPELINE_3D)
+
+
+@pytest.fixture(scope="module")
+def request_(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> ExportRequest:
+    return ExportRequest(
+        triton_repo=tmp_path_factory.mktemp("openvino") / "repo",
+        config=str(tiny.config_file),
+        checkpoint=tiny.checkpoint,
+        name="exact",
+        videos=tuple(VIDEOS),
+        format="openvino",
+        proof="graph",
+    )
+
+
+@pytest.fixture(scope="module")
+def exact(request_: ExportRequest) -> ExportResult:
+    return api.export(request_)
+
+
+@pytest.fixture(scope="module")
+def hinted(request_: ExportRequest, exact: ExportResult) -> ExportResult:
+    """In the same repository."""
+    return api.export(replace(request_, name="hinted", precision="bf16"))
+
+
+def bounds(result: ExportResult) -> dict[str, float]:
+    return {check.name: check.bound for check in result.checks if "OpenVINO" in check.name}
+
+
+def served_config(result: ExportResult) -> Any:
+    return openvino.served_config(result.repo / f"{result.name}_recognizer" / "config.pbtxt")
+
+
+def test_the_ir_is_published_and_nothing_else(exact: ExportResult) -> None:
+    folder = exact.repo / "exact_recognizer" / "1"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.bin", "model.xml"]
+    published = {"exact_recognizer/1/model.bin", "exact_recognizer/1/model.xml"}
+    assert published <= set(exact.files)
+    manifest = json.loads((exact.repo / "exact" / "1" / "manifest.json").read_text("utf-8"))
+    assert [file["file"] for file in manifest["graph"]["files"]] == ["model.xml", "model.bin"]
+    assert "--format openvino" in manifest["command"]
+    assert manifest["packages"]["openvino"] in runtime.__version__
+    assert sorted(path.name for path in exact.repo.parent.iterdir()) == ["repo"]
+
+
+def test_the_config_is_one_that_the_official_backend_loads(
+    exact: ExportResult, hinted: ExportResult
+) -> None:
+    config = served_config(exact)
+    assert (config["backend"], config["default_model_filename"]) == ("openvino", "model.xml")
+    assert config["max_batch_size"] == 1
+    assert "dynamic_batching" not in config
+    # on any other kind of instance it refuses the model
+    assert config["instance_group"] == [{"count": 1, "kind": "KIND_CPU"}]
+    assert "HINT_BF16" not in config["parameters"]
+    assert served_config(hinted)["parameters"]["HINT_BF16"] == {"string_value": "YES"}
+
+
+def test_weights_stay_in_float32(exact: ExportResult) -> None:
+    model = runtime.Core().read_model(exact.repo / "exact_recognizer" / "1" / "model.xml")
+    outputs = [output for op in model.get_ops() for output in op.outputs()]
+    types = {output.get_element_type().to_string() for output in outputs}
+    assert "f32" in types
+    assert not types & {"f16", "bf16"}
+
+
+def test_what_the_official_backend_may_compute_is_proved_too(
+    exact: ExportResult, hinted: ExportResult
+) -> None:
+    both = {"OpenVINO in f32, batch 1": 1e-4}
+    if openvino.has_bf16():
+        both["OpenVINO in bf16, batch 1"] = 40 * 2**-8
+    assert bounds(exact) == bounds(hinted) == both
+    assert any("no setting for float32" in note for note in exact.notes)
+    assert not any("no setting for float32" in note for note in hinted.notes)
+
+
+def test_one_server_answers_in_both_precisions(
+    tiny: Tiny, exact: ExportResult, hinted: ExportResult
+) -> None:
+    wanted = np.concatenate([reference.scores for reference in references(tiny)])
+    wanted = wanted.reshape(len(VIDEOS), -1)
+    got = {}
+    with serve(exact.repo) as server:
+        for name in ("exact", "hinted"):
+            with VideoClient(server.grpc_url, name) as client:
+                got[name] = np.stack([client.classify(video).scores for video in VIDEOS])
+        log = server.log_text()
+    spread = np.ptp(wanted, axis=1, keepdims=True)
+    errors = {name: np.abs((scores - wanted) / spread).max() for name, scores in got.items()}
+    assert errors["exact"] < 1e-4
+    assert "exact_recognizer runs with OpenVINO in f32" in log
+    if openvino.has_bf16():
+        assert 1e-4 < errors["hinted"] < precision.BOUNDS["bf16"]
+        assert "hinted_recognizer runs with OpenVINO in bf16" in log
+
+
+@NEEDS_BF16
+def test_bf16_that_costs_too_much_is_refused(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "BOUNDS", {"bf16": 1e-6})
+    asked = replace(request_, triton_repo=tmp_path / "repo", precision="bf16")
+    with pytest.raises(ParityError, match="OpenVINO in bf16, batch 1 by") as caught:
+        api.export(asked)
+    assert "f32" not in caught.value.message
+    assert not asked.triton_repo.exists()
+
+
+def test_a_cpu_without_bf16_proves_float32_and_says_so(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
+    asked = replace(request_, triton_repo=tmp_path / "repo", precision="bf16")
+    result = api.export(asked)
+    assert list(bounds(result)) == ["OpenVINO in f32, batch 1"]
+    assert any("proved in float32 only" in note for note in result.notes)
+    assert any("proved in float32 only" in note for note in result.manifest["notes"])
+
+
+def test_without_openvino_nothing_is_even_loaded(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = api.dependencies.importlib.util.find_spec
+    monkeypatch.setattr(
+        api.dependencies.importlib.util,
+        "find_spec",
+        lambda name: None if name == "openvino" else find(name),
+    )
+    asked = replace(request_, triton_repo=tmp_path / "repo")
+    steps: list[Any] = []
+    with pytest.raises(DependencyError) as caught:
+        api.export(asked, steps.append)
+    assert caught.value.hint == 'pip install "action-export[openvino]"'
+    assert not steps
+    assert api.export(replace(asked, dry_run=True)).tensors.clips.max_batch_size == 1
+
+
+def test_a_graph_that_openvino_does_not_read_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\x08\x09\x12")
+    graph = Graph(path=path, opset=18, nodes=0, files=(path.name,))
+    with pytest.raises(EngineError, match="OpenVINO does not read the graph") as caught:
+        openvino.ir_of(graph, tmp_path / "model.xml")
+    assert caught.value.hint == "--format onnx"
