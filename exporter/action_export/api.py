@@ -263,7 +263,7 @@ def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Referen
         for video in videos:
             references.append(reference.run_mmaction(model, job.preprocessing, video))
             # a wide bound tells a mix-up only of videos that lie further apart
-            wanted = max(job.family.tolerance, 2 * job.live_bound / parity.MARGIN)
+            wanted = max(job.family.tolerance, 2 * job.widest_bound / parity.MARGIN)
             distinct = parity.distinguishable(tuple(references), wanted)
             if not job.request.videos and len(distinct) >= 2:
                 break

@@ -38,9 +38,15 @@ class Job:
         return self.family.tolerance if kind == "fp32" else precision.BOUNDS[kind]
 
     @property
-    def live_bound(self) -> float:
-        """The same of a live server, where JPEG may cost something too."""
-        return self.bound + bound_of(self.contract.wire)
+    def wire_bound(self) -> float:
+        """What JPEG may add to it on the way to a live server."""
+        return bound_of(self.contract.wire)
+
+    @property
+    def widest_bound(self) -> float:
+        """Of all that is proved: Triton's OpenVINO backend computes in bf16 where it can."""
+        computed = max(self.bound, precision.BOUNDS["bf16"]) if self.runtime.openvino else self.bound
+        return computed + self.wire_bound
 
     @property
     def views_at_once(self) -> int:

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from action_export import parity
 from action_export.errors import EngineError, ParityError, first_line
 from action_export.serve.backends import openvino_network as network
 from action_export.tracing import Graph
-from action_export.types import Tensors
+from action_export.types import Check, Tensors
 
 Computes = Literal["f32", "bf16"]
 """What OpenVINO's CPU plugin computes in, in its words."""
@@ -57,6 +58,19 @@ def served_config(file: Path) -> Mapping[str, Any]:
     config = text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     served: Mapping[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
     return served
+
+
+def require(checks: tuple[Check, ...]) -> None:
+    """Raises ParityError where float32 is wrong, or bf16 costs too much."""
+    parity.require(tuple(check for check in checks if "bf16" not in check.name))
+    for check in checks:
+        if not check.passed:
+            raise ParityError(
+                f"{check.name} is off by {check.error:.3g} of the spread of the scores, more than "
+                f"its bound {check.bound:g}; Triton's OpenVINO backend computes in bf16 wherever "
+                "the CPU has it",
+                hint="nothing was published; --format onnx",
+            )
 
 
 class Runner:

@@ -28,6 +28,13 @@ _NO_BF16 = (
 _NVIDIA = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
+def live_bound(job: Job) -> float:
+    """Of a live server on a CPU; the official OpenVINO backend has no setting for float32."""
+    if job.runtime.openvino and live.has_official_backends() and openvino.has_bf16():
+        return job.widest_bound
+    return job.bound + job.wire_bound
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Builder:
     """What builds a plan here, and the GPU that runs it to prove it."""
@@ -72,7 +79,7 @@ class Proof:
             checks += reduced
         if job.runtime.openvino:
             graph, ran, notes = self._openvino(exact, references)
-            parity.require(ran)
+            openvino.require(ran)
             checks += ran
         if self.builder is not None:
             engine = self._build(graph, self.builder)
@@ -82,7 +89,7 @@ class Proof:
             parity.require(ran)
             checks += ran
         if job.contract.wire is not None:
-            distinct = parity.farthest_apart(distinct, job.live_bound)
+            distinct = parity.farthest_apart(distinct, live_bound(job))
         served = self._prove_live(distinct)
         parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
         return Proved(graph=graph, engine=engine, checks=checks + served, notes=notes)
@@ -185,7 +192,7 @@ class Proof:
                         server_flags=job.runtime.server_flags,
                     ),
                     references,
-                    live.Bounds(cpu=self._cpu_bound(), gpu=max(job.live_bound, _GPU_BOUND)),
+                    live.Bounds(cpu=live_bound(job), gpu=max(live_bound(job), _GPU_BOUND)),
                 )
             except DependencyError as exc:
                 if request.proof == "server":
@@ -196,11 +203,3 @@ class Proof:
             if job.contract.wire is not None:
                 step.result += f", JPEG of quality {job.contract.wire.quality}"
         return (check,)
-
-    def _cpu_bound(self) -> float:
-        """Of a live server; the official OpenVINO backend has no setting for float32."""
-        job = self.job
-        official = job.runtime.openvino and live.has_official_backends()
-        if official and openvino.has_bf16():
-            return job.live_bound + max(0.0, precision.BOUNDS["bf16"] - job.bound)
-        return job.live_bound

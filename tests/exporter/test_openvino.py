@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import openvino as runtime
 import pytest
 from action_client import VideoClient
-from action_export import api, openvino, precision
+from action_export import api, live, openvino, precision, proof
 from action_export.errors import DependencyError, EngineError, ParityError
 from action_export.serve import serve
 from action_export.tracing import Graph
-from action_export.types import ExportRequest, ExportResult
+from action_export.types import Check, ExportRequest, ExportResult
 from support.tiny import MODEL_3D, PIPELINE_3D, VIDEOS, Tiny, make, references
 
 NEEDS_BF16 = pytest.mark.skipif(not openvino.has_bf16(), reason="this CPU has no bf16")
@@ -128,9 +129,9 @@ def test_bf16_that_costs_too_much_is_refused(
 ) -> None:
     monkeypatch.setattr(precision, "BOUNDS", {"bf16": 1e-6})
     asked = replace(request_, triton_repo=tmp_path / "repo", precision="bf16")
-    with pytest.raises(ParityError, match="OpenVINO in bf16, batch 1 by") as caught:
+    with pytest.raises(ParityError, match="OpenVINO in bf16, batch 1 is off by") as caught:
         api.export(asked)
-    assert "f32" not in caught.value.message
+    assert caught.value.hint == "nothing was published; --format onnx"
     assert not asked.triton_repo.exists()
 
 
@@ -143,6 +144,41 @@ def test_a_cpu_without_bf16_proves_float32_and_says_so(
     assert list(bounds(result)) == ["OpenVINO in f32, batch 1"]
     assert any("proved in float32 only" in note for note in result.notes)
     assert any("proved in float32 only" in note for note in result.manifest["notes"])
+
+
+@pytest.mark.parametrize(
+    ("official", "has_bf16", "bound"),
+    [(True, True, 40 * 2**-8), (True, False, 1e-4), (False, True, 1e-4)],
+)
+def test_a_server_with_the_official_backend_may_answer_in_bf16(
+    official: bool, has_bf16: bool, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = SimpleNamespace(openvino=True)
+    job = SimpleNamespace(runtime=runtime, bound=1e-4, wire_bound=0.0, widest_bound=40 / 256)
+    monkeypatch.setattr(live, "has_official_backends", lambda: official)
+    monkeypatch.setattr(openvino, "has_bf16", lambda: has_bf16)
+    assert proof.live_bound(job) == bound  # type: ignore[arg-type]
+
+
+def test_a_tritonserver_on_path_has_the_official_backends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not live.has_official_backends()
+    program = tmp_path / "tritonserver"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert live.has_official_backends()
+
+
+def test_a_wrong_float32_is_no_matter_of_bf16() -> None:
+    exact, half = (
+        Check(name=f"OpenVINO in {kind}, batch 1", error=0.1, bound=bound, unit="of spread")
+        for kind, bound in (("f32", 1e-4), ("bf16", 0.156))
+    )
+    openvino.require((half,))
+    with pytest.raises(ParityError, match="differs from mmaction2: OpenVINO in f32"):
+        openvino.require((exact, half))
 
 
 def test_without_openvino_nothing_is_even_loaded(
