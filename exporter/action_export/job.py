@@ -45,8 +45,8 @@ class Job:
     @property
     def widest_bound(self) -> float:
         """Of all that is proved: Triton's OpenVINO backend computes in bf16 where it can."""
-        computed = max(self.bound, precision.BOUNDS["bf16"]) if self.runtime.openvino else self.bound
-        return computed + self.wire_bound
+        bf16 = precision.BOUNDS["bf16"] if self.runtime.openvino else 0.0
+        return max(self.bound, bf16) + self.wire_bound
 
     @property
     def views_at_once(self) -> int:
