@@ -76,8 +76,10 @@ ONNX Runtime and TensorRT both read.
   are 1e-4, {fp16:.3g} and {int8:.3g}.
 - *plan*: its size in MiB, built by NVIDIA's parser and builder without a GPU ({plans}). None
   has run: [tensorrt.md](tensorrt.md) says what was checked where.
+- {agreement}
 - Weights that no training made robust lose more in int8 than trained ones do: what breaks the bound
-  is refused, as it would be for a user.
+  is refused, as it would be for a user, and so is what moves a video's scores nearer to another's
+  (*inconclusive*).
 
 """
 
@@ -93,6 +95,7 @@ def _precisions(rows: list[Row]) -> list[str]:
         plans=", ".join({f"{p['tensorrt']}, for {p['compute_capability']}" for p in plans}),
         fp16=BOUNDS["fp16"],
         int8=BOUNDS["int8"],
+        agreement=_agreement(served),
     )
     names = ("fp32", "fp16", "int8")
     columns = [f"{name} {what}" for name in names for what in ("graph", "error", "plan")]
@@ -109,10 +112,21 @@ def _precisions(rows: list[Row]) -> list[str]:
     ]
 
 
+def _agreement(rows: list[Row]) -> str:
+    """For how many the best class of every video stays, by precision."""
+    counts = []
+    for name in ("fp32", "fp16", "int8"):
+        tops = [p["top1"] for row in rows if "top1" in (p := row["precisions"][name])]
+        counts.append(f"{sum(top == 1 for top in tops)} of {len(tops)} in {name}")
+    return f"The best class of each video stays the same: {', '.join(counts)}."
+
+
 def _cells(precision: Row) -> tuple[str, str, str]:
     """Graph, error, plan; of what was refused, why."""
     if precision["verdict"] != "proved":
         off = re.search(r"by ([\d.e-]+) of their spread", precision["verdict"])
+        if precision["verdict"].startswith("InconclusiveError"):
+            return "", "inconclusive", ""
         return "", f"refused: {off[1]}" if off else precision["verdict"], ""
     plan = precision["plan"]
     built = f"{plan['mb']:.0f}" if plan["verdict"] == "built" else plan["verdict"]

@@ -202,8 +202,8 @@ def test_precisions_have_a_table_of_their_own() -> None:
     served = {"verdict": "proved", "graph_mb": 92.8, "error": 1.2e-3, "server": "tritonserver"}
     refused = "ParityError: int8 changes the scores by 0.45 of their spread, more than its bound"
     precisions = {
-        "fp32": {**served, "plan": plan},
-        "fp16": {**served, "plan": {"verdict": "EngineError: no"}},
+        "fp32": {**served, "top1": 1.0, "plan": plan},
+        "fp16": {**served, "top1": 0.5, "plan": {"verdict": "EngineError: no"}},
         "int8": {"verdict": refused},
     }
     rows = [{"family": "tsm", "config": "tsm_r50", **PROVED}]
@@ -213,8 +213,16 @@ def test_precisions_have_a_table_of_their_own() -> None:
         "| tsn | `tsn_r50` | 93 | 1.2e-03 | 48 | 93 | 1.2e-03 | EngineError: no "
         "|  | refused: 0.45 |  |"
     )
+    assert "1 of 1 in fp32, 0 of 1 in fp16, 0 of 0 in int8" in page
     assert "tsm_r50" not in "".join(lines)
     assert "## Precisions" not in table(rows, [])
+
+
+def test_a_precision_that_mixes_videos_up_is_called_inconclusive() -> None:
+    verdict = {"verdict": "InconclusiveError: int8 graph, batch 1: nearer to another's"}
+    precisions = dict.fromkeys(("fp32", "fp16", "int8"), verdict)
+    page = table([], [{"family": "tsm", "config": "tsm_v2", "precisions": precisions}])
+    assert page.endswith("| tsm | `tsm_v2` " + "|  | inconclusive |  " * 3 + "|\n")
 
 
 def test_precisions_are_run_and_kept_by_themselves(zoo: Zoo) -> None:
