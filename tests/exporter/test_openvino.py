@@ -51,6 +51,12 @@ def hinted(request_: ExportRequest, exact: ExportResult) -> ExportResult:
     return api.export(replace(request_, name="hinted", precision="bf16"))
 
 
+@pytest.fixture(scope="module")
+def onnx(request_: ExportRequest, exact: ExportResult) -> ExportResult:
+    """In the same repository, for ONNX Runtime."""
+    return api.export(replace(request_, name="onnx", format="onnx"))
+
+
 def bounds(result: ExportResult) -> dict[str, float]:
     return {check.name: check.bound for check in result.checks if "OpenVINO" in check.name}
 
@@ -103,21 +109,25 @@ def test_what_the_official_backend_may_compute_is_proved_too(
     assert not any("no setting for float32" in note for note in hinted.notes)
 
 
-def test_one_server_answers_in_both_precisions(
-    tiny: Tiny, exact: ExportResult, hinted: ExportResult
+def test_one_server_answers_in_both_formats_and_precisions(
+    tiny: Tiny, exact: ExportResult, hinted: ExportResult, onnx: ExportResult
 ) -> None:
     wanted = np.concatenate([reference.scores for reference in references(tiny)])
     wanted = wanted.reshape(len(VIDEOS), -1)
     got = {}
     with serve(exact.repo) as server:
-        for name in ("exact", "hinted"):
+        for name in ("exact", "hinted", "onnx"):
             with VideoClient(server.grpc_url, name) as client:
                 got[name] = np.stack([client.classify(video).scores for video in VIDEOS])
         log = server.log_text()
     spread = np.ptp(wanted, axis=1, keepdims=True)
     errors = {name: np.abs((scores - wanted) / spread).max() for name, scores in got.items()}
     assert errors["exact"] < 1e-4
+    assert errors["onnx"] < 1e-4
     assert "exact_recognizer runs with OpenVINO in f32" in log
+    assert "onnx_recognizer runs with CPUExecutionProvider" in log
+    decisions = {name: scores.argmax(axis=1).tolist() for name, scores in got.items()}
+    assert decisions["exact"] == decisions["onnx"] == wanted.argmax(axis=1).tolist()
     if openvino.has_bf16():
         assert 1e-4 < errors["hinted"] < precision.BOUNDS["bf16"]
         assert "hinted_recognizer runs with OpenVINO in bf16" in log
