@@ -145,7 +145,7 @@ def _latency(series: Sequence[Series], docs: Path) -> str:
 
 # What each segment of a bar is made of: the client's own timers, and Triton's statistics of a step.
 SEGMENTS = {
-    "decode": ("decode", "prepare"),
+    "decode": ("decode",),
     "resize": ("resize",),
     "encode": ("encode",),
     "network": ("network",),
@@ -347,7 +347,7 @@ def _by_size(series: Sequence[Series]) -> list[plots.Panel]:
         return []
     x = [pixels for pixels, _ in known]
     first = known[0][1]
-    decode = first.part("decode") or first.part("prepare") or 0.0
+    decode = first.part("decode") or 0.0
     line = [first.median + decode * (pixels / x[0] - 1) for pixels in x]
     y = [ours.median for _, ours in known]
     label = "megapixels of a frame"

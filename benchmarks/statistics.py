@@ -63,6 +63,7 @@ class ServerStatistics:
                 seconds=self._seconds(model),
             )
             for model in self.client.get_inference_statistics().model_stats
+            if model.name == self._ensemble or model.name.startswith(f"{self._ensemble}_")
         }
 
     def _seconds(self, model: Any) -> dict[str, float]:

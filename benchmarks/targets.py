@@ -137,9 +137,7 @@ class Measured:
             engine = self._faster(case, FP32)
             ours = self._need("latency", case, f"ours {engine}")
             alone = self._need("latency", case, f"runtime {engine}")
-            # clients without this timer have one for all they do before they send
-            decode = ours.parts.get("decode") or ours.parts["prepare"]
-            rounds = zip(ours.values, decode, alone.values, strict=True)
+            rounds = zip(ours.values, ours.parts["decode"], alone.values, strict=True)
             return [(whole - decoding - limit) / limit for whole, decoding, limit in rounds]
 
         return ratios

@@ -27,6 +27,7 @@ class ByHand:
 
         self._contract = published_contract(Path(arguments["contract"]))
         server = stack.enter_context(serve(Path(arguments["repo"])))
+        self.url = server.grpc_url
         self._statistics = stack.enter_context(ServerStatistics(server.grpc_url, NAME))
 
     def prepare(self, ask: Ask) -> Callable[[], Answer]:

@@ -1,0 +1,78 @@
+"""What a run is made of: plans that cover the targets, answers that are compared, real videos."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import pytest
+from action_export.types import ViewOptions
+from support.videos import real_videos
+
+from benchmarks import plans, videos
+from benchmarks.measure import disagreement
+from benchmarks.models import CASE_TITLES, ENGINES, Case, Engine
+from benchmarks.targets import FULL, ONE_VIEW
+
+
+@pytest.mark.parametrize("plan", [plans.quick(), plans.full()])
+def test_a_plan_measures_what_every_target_needs(plan: plans.Plan) -> None:
+    groups = {group.case.name: group for group in plan.groups}
+    for case in ONE_VIEW:
+        assert {"mmaction2", "mmdeploy"} <= set(groups[case].others)
+        assert {"onnx", "openvino-bf16"} <= set(groups[case].engines)
+        assert not groups[case].slow
+        assert groups[case].videos[0] == "340x256"
+    assert FULL in groups
+    assert "by hand" in groups["tsm-one"].others
+    assert set(groups["tsm-one"].requests or ()) == {1, 4, 16}
+    assert set(plan.preprocess) == {FULL, "slowfast-one"}
+    assert plan.exports["tsm-one"] >= 1
+
+
+def test_the_full_plan_has_every_model_in_both_views() -> None:
+    assert {group.case.name for group in plans.full().groups} >= set(CASE_TITLES)
+
+
+def test_cases_have_the_views_of_their_names() -> None:
+    assert Case.named("x3d-one").options == ViewOptions(num_clips=1, crops="center")
+    assert Case.named("tsn-one").options == ViewOptions(crops="center")
+    assert Case.named("slowfast-full").options == ViewOptions()
+    assert Case.named("slowfast-clips4").options == ViewOptions(num_clips=4, crops="center")
+
+
+def test_an_engine_that_this_code_cannot_serve_says_so() -> None:
+    assert ENGINES["onnx"].missing() == ""
+    assert "'abacus'" in Engine(name="new", format="abacus").missing()
+    assert "'colour'" in Engine(name="new", extra={"colour": "red"}).missing()
+
+
+def test_an_answer_that_differs_is_wrong_and_not_a_time() -> None:
+    def answer(*scores: float) -> list[dict[str, object]]:
+        return [{"seconds": 1.0, "scores": list(scores), "top1": scores.index(max(scores))}]
+
+    replies = {
+        "runtime onnx": answer(0.1, 0.9, 0.0),
+        "mmaction2": answer(0.1, 0.8, 0.1),
+        "ours onnx": answer(0.1, 0.8005, 0.1),
+        "ours openvino-bf16": answer(0.1, 0.75, 0.15),
+        "mmdeploy": [{"seconds": 1.0, "top1": 2}],
+        "cv2": [{"seconds": 1.0, "scores": [], "top1": None}],
+    }
+    found = {name: disagreement(name, replies) for name in replies}
+    assert found["runtime onnx"].startswith("wrong: off by 0.14 of the spread")
+    assert found["mmdeploy"] == "wrong: class 2, not 1"
+    assert found["ours openvino-bf16"] == ""
+    assert not found["mmaction2"] + found["ours onnx"] + found["cv2"]
+
+
+def test_a_video_has_280_frames_in_ten_seconds(tmp_path: Path) -> None:
+    path = videos.make(real_videos()[2], "340x256", tmp_path / "340x256.mp4")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (340, 256, 28)
+        frames = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+    assert len(frames) == 280
+    # it moves all the way, also where the source was turned round
+    assert all((one != other).any() for one, other in pairwise(frames))
