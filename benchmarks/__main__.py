@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks import measure, page, plans
 from benchmarks.results import Results, Target
+from benchmarks.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -63,15 +64,13 @@ def _measure(*, quick: bool, mmdeploy_python: Path | None) -> Results:
             status.update(escape(line))
             console.print(line, markup=False, highlight=False)
 
-        bench = measure.Bench(
-            plan=plans.quick() if quick else plans.full(),
+        return measure.run(
+            plans.quick() if quick else plans.full(),
+            Workspace(folder=Path(folder), mmdeploy_python=mmdeploy_python),
+            real_videos()[:2],
             quick=quick,
-            folder=Path(folder),
-            source=tuple(real_videos()[:2]),
-            mmdeploy_python=mmdeploy_python,
             say=say,
         )
-        return bench.run()
 
 
 def _print(results: Results) -> None:

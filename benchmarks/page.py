@@ -131,6 +131,8 @@ def _latency(series: Sequence[Series], docs: Path) -> str:
     if charts:
         plots.bars(charts, docs / "benchmarks-latency.svg")
         text += "\n### Where the time goes\n\n![where the time goes](benchmarks-latency.svg)\n\n"
+        text += "Medians in milliseconds. Sampling is part of *decode*; of a contender that has no "
+        text += "timers the whole is *compute*.\n\n"
         text += _table(
             ("model", "contender", *SEGMENTS),
             [
@@ -276,7 +278,9 @@ def _memory(series: Sequence[Series]) -> str:
         sizes = (_mb(memory[key]) for key in ("client", "server", "stubs", "shm"))
         if each.values and each.video == "340x256":
             title = Case.named(each.case).title
-            rows.append((title, each.contender, *sizes, f"{each.facts['idle_cpu']:.1%}"))
+            idle = each.facts.get("idle_cpu")
+            told = "" if idle is None else f"{idle:.1%}"
+            rows.append((title, each.contender, *sizes, told))
     if not rows:
         return ""
     columns = ("model", "contender", "client", "server", "stubs", "/dev/shm", "idle CPU")

@@ -17,8 +17,9 @@ class Group:
     """Contenders that alternate on one case.
 
     engines: each alone, and served. others: contenders by name. videos: the first is of targets.
-    slow: whether `others` take so long that one round must do.
-    requests: by the number of callers, of each closed loop; empty for none.
+    slow: whether `others` take so long that each answers once, by itself.
+    requests: by the number of callers, of each closed loop; None for no loops. loop_engine: the
+    first that there is. loop_peers: whether the others loop as well, once.
     """
 
     case: Case
@@ -29,6 +30,8 @@ class Group:
     slow: bool = False
     requests: Mapping[int, int] | None = None
     loops: Budget = NO_LOOPS
+    loop_engine: tuple[str, ...] = ("onnx",)
+    loop_peers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +47,6 @@ class Plan:
     batching: Budget
     exports: Mapping[str, int]
     limit_s: float
-
-    @property
-    def videos(self) -> tuple[str, ...]:
-        return tuple(SIZES)
 
 
 ALL = ("onnx", "openvino", "openvino-bf16")
@@ -101,8 +100,9 @@ def full() -> Plan:
             others=PEERS,
             videos=tuple(SIZES),
             budget=Budget(seconds=30, least=5, most=15),
-            requests={1: 6, 4: 24, 16: 48},
-            loops=Budget(seconds=60, least=1, most=3, warm=0),
+            requests={1: 3, 4: 8, 16: 24},
+            loops=Budget(seconds=140, least=1, most=3, warm=0),
+            loop_peers=True,
         ),
         Group(
             case=Case.named("tsn-one"),
@@ -120,6 +120,7 @@ def full() -> Plan:
             budget=Budget(seconds=30, least=5, most=15),
             requests={1: 3, 4: 12, 16: 32},
             loops=Budget(seconds=40, least=1, most=3, warm=0),
+            loop_engine=("openvino",),
         ),
     ]
     small = [

@@ -54,7 +54,7 @@ def curves(panels: Sequence[Panel], path: Path) -> None:
                 axis.plot(curve.x, curve.theory, "--", color=colour, linewidth=1, alpha=0.7)
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
-        _legend(axis)
+        axis.legend(fontsize=8, frameon=False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     _save(figure, path)
@@ -72,7 +72,10 @@ def bars(groups: Sequence[Bars], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_title(group.title, fontsize=10)
         axis.set_xlabel("ms")
-    _legend(axes[0])
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside upper center", ncols=len(names), fontsize=8, frameon=False
+    )
     _save(figure, path)
 
 
@@ -95,10 +98,6 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any) -> 
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes.flat)
-
-
-def _legend(axis: Any) -> None:
-    axis.legend(fontsize=8, frameon=False)
 
 
 def _save(figure: Any, path: Path) -> None:

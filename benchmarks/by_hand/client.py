@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from action_runtime.spec import Contract
+
 from benchmarks.by_hand.write import NAME
 from benchmarks.contender import Answer, Ask
 from benchmarks.statistics import ServerStatistics
@@ -17,15 +19,13 @@ class ByHand:
     """Beside a tritonserver that this process starts.
 
     The frames are found and decoded by our own client, which is quicker than a usual reader, so the
-    difference lies in what is sent and done with them. contract: where that sampling is written.
+    difference lies in what is sent and done with them. contract: the file that says which they are.
     """
 
     def __init__(self, arguments: Mapping[str, Any], stack: ExitStack) -> None:
         from action_export.serve import serve
 
-        from benchmarks.contenders import published_contract
-
-        self._contract = published_contract(Path(arguments["contract"]))
+        self._contract = Contract.from_json(Path(arguments["contract"]).read_text("utf-8"))
         server = stack.enter_context(serve(Path(arguments["repo"])))
         self.url = server.grpc_url
         self._statistics = stack.enter_context(ServerStatistics(server.grpc_url, NAME))

@@ -19,7 +19,7 @@ from action_runtime.transforms import make_clips
 from benchmarks.by_hand.client import ByHand
 from benchmarks.by_hand.write import write
 from benchmarks.contender import Ask
-from benchmarks.contenders import Runtime
+from benchmarks.contenders import Runtime, published_contract
 from benchmarks.models import ENGINES, SERVED, Case, publish_unproved, request
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
@@ -29,9 +29,11 @@ def test_both_ensembles_and_the_runtime_alone_score_alike(tmp_path: Path) -> Non
     case, repo = Case.named("example-full"), tmp_path / "repo"
     publish_unproved(ENGINES["onnx"], request(case, ENGINES["onnx"], repo, example.CHECKPOINT))
     write(str(example.CONFIG), example.CHECKPOINT, case.options, repo)
+    contract = tmp_path / "contract.json"
+    contract.write_text(published_contract(repo).to_json())
     video = str(example.CLIPS[0])
     with ExitStack() as stack:
-        by_hand = ByHand({"repo": str(repo), "contract": str(repo)}, stack)
+        by_hand = ByHand({"repo": str(repo), "contract": str(contract)}, stack)
         answer = by_hand.prepare(Ask(video=video))()
         with VideoClient(by_hand.url, SERVED, timeout_s=60) as client:
             served = client.classify(video).scores

@@ -11,8 +11,8 @@ from action_export.types import ViewOptions
 from support.videos import real_videos
 
 from benchmarks import plans, videos
-from benchmarks.measure import disagreement
 from benchmarks.models import CASE_TITLES, ENGINES, Case, Engine
+from benchmarks.replies import disagreement
 from benchmarks.targets import FULL, ONE_VIEW
 
 
