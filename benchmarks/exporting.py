@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import ENGINES, Case, request
+from benchmarks.workspace import config_of
 
 
 def warm_up(folder: Path) -> None:
@@ -55,8 +56,7 @@ def bare(arguments: Mapping[str, Any]) -> Callable[[], None]:
     from action_export import preprocess, source, tracing
 
     case = Case.named(arguments["case"])
-    assert case.model.config is not None
-    config = source.load_config(case.model.config)
+    config = source.load_config(config_of(case.model))
     model: Any = source.build_model(config, source.load_checkpoint(Path(arguments["checkpoint"])))
     served = preprocess.derive(config, case.options)
     contract = served.contract(config, labels=(), provenance={})
