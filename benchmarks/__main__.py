@@ -43,6 +43,7 @@ def main() -> int:
     if arguments.json is not None:
         results.write(arguments.json)
     if not arguments.quick:
+        results.write(DOCS / "benchmarks.json")
         page.write(results, DOCS)
     _print(results)
     return 0

@@ -17,8 +17,9 @@ GIB = 2**30
 _HEAD = """\
 # Benchmarks
 
-`scripts/bench` wrote this page and its plots from one run, of {minutes:.0f} minutes; `scripts/bench
---quick --json out.json` repeats what the targets need in less than five.
+`scripts/bench` wrote this page, its plots and [benchmarks.json](benchmarks.json) from one run, of
+{minutes:.0f} minutes; `scripts/bench --quick --json out.json` repeats what the targets need in less
+than five.
 
 - Machine: {cpu}, {cores} cores ({flags}), {memory:.0f} GiB, {system}; load {load} when the run
   ended.

@@ -75,7 +75,11 @@ class Results:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
+        """One series on each line, so that two files can be compared."""
+        values = {"schema": SCHEMA, **asdict(self)}
+        rows = ",\n".join("  " + json.dumps(_rounded(row)) for row in values.pop("series"))
+        head = json.dumps(values, indent=1).removesuffix("\n}")
+        path.write_text(f'{head},\n "series": [\n{rows}\n ]\n}}\n', "utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -105,6 +109,19 @@ class Results:
                 "skipped": tuple((what, why) for what, why in data["skipped"]),
             }
         )
+
+
+def _rounded(value: Any) -> Any:
+    """Without what no clock tells."""
+    match value:
+        case float():
+            return round(value, 6)
+        case Mapping():
+            return {key: _rounded(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_rounded(inner) for inner in value]
+        case _:
+            return value
 
 
 def find(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -62,6 +63,8 @@ def results(*more: Series) -> Results:
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     results().write(tmp_path / "out.json")
     assert Results.read(tmp_path / "out.json") == results()
+    targets = json.loads((tmp_path / "out.json").read_text())["targets"]
+    assert {"name", "value", "target", "met", "spread", "why"} <= set(targets[0])
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
