@@ -22,7 +22,7 @@ from benchmarks import exporting
 from benchmarks.by_hand.client import ByHand
 from benchmarks.contender import Answer, Ask, Make
 from benchmarks.models import SERVED
-from benchmarks.statistics import ServerStatistics
+from benchmarks.server_statistics import ServerStatistics
 
 TIMEOUT_S = 600.0
 NOTHING = np.zeros(0, np.float32)

@@ -30,7 +30,8 @@ than five.
   round by round, so ratios are taken within a round and hold on noisy machines; the median of the
   rounds is told, with the first and third quartile.
 - Every answer is compared with mmaction2's, or where that is not run with the first contender's:
-  float32 within 1e-3 of the spread of the scores. What differs is told as wrong, and not timed.
+  float32 within 1e-3 of the spread of the scores. What differs is told as wrong, and not timed;
+  but [mmdeploy's SDK](../benchmarks/mmdeploy.md), which is wrong now and then, is.
 
 | contender | what it is |
 |---|---|
@@ -77,7 +78,9 @@ def spread(target: Target) -> str:
 def verdict(target: Target) -> str:
     if target.met is None:
         return target.why
-    return ("met" if target.met else "missed") + (", uncertain" if target.uncertain else "")
+    words = ["met" if target.met else "missed"]
+    words += ["uncertain"] if target.uncertain else []
+    return ", ".join([*words, *([target.why] if target.why else [])])
 
 
 def _head(results: Results) -> str:
@@ -114,7 +117,7 @@ def _latency(series: Sequence[Series], docs: Path) -> str:
         (
             CASE_TITLES.get(each.case, Case.named(each.case).title),
             each.video,
-            each.contender,
+            each.contender + (f" ({each.facts['wrong']})" if "wrong" in each.facts else ""),
             *(
                 (_ms(percentile(each.values, 0.5)), _ms(percentile(each.values, 0.95)))
                 if each.values

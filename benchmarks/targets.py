@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks.models import CASE_TITLES
@@ -88,7 +88,8 @@ def all_targets(series: Sequence[Series], skipped: dict[str, str]) -> tuple[Targ
         found.append(judge(name, at_least(limit), at.over_ours("mmaction2", case, FP32)))
     for case, limit in zip(ONE_VIEW, (1.05, 1.05, 1.5), strict=True):
         name = f"mmdeploy SDK's latency over ours, fp32, {titles[case]}"
-        found.append(judge(name, at_least(limit), at.over_ours("mmdeploy", case, FP32)))
+        target = judge(name, at_least(limit), at.over_ours("mmdeploy", case, FP32))
+        found.append(replace(target, why=target.why or at.remark("mmdeploy", case)))
     for case in ONE_VIEW:
         name = f"mmaction2's latency over ours, bf16, {titles[case]}"
         found.append(judge(name, at_least(2.2), at.over_ours("mmaction2", case, (BF16,))))
@@ -172,6 +173,11 @@ class Measured:
             return _ratios(theirs.values, self._need("latency", case, f"ours {engine}").values)
 
         return ratios
+
+    def remark(self, contender: str, case: str) -> str:
+        """What must be told of a contender beside its time, or ""."""
+        found = self._find("latency", case, contender, callers=1)
+        return str(found.facts.get("wrong", "")) if found is not None else ""
 
     def preprocess(self, case: str, video: str) -> Callable[[], Sequence[float]]:
         """Triton's compute_infer of the preprocess model, over what OpenCV needs for the same."""

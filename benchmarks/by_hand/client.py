@@ -12,7 +12,7 @@ from action_runtime.spec import Contract
 
 from benchmarks.by_hand.write import NAME
 from benchmarks.contender import Answer, Ask
-from benchmarks.statistics import ServerStatistics
+from benchmarks.server_statistics import ServerStatistics
 
 
 class ByHand:

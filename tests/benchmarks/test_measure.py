@@ -12,7 +12,8 @@ from support.videos import real_videos
 
 from benchmarks import plans, videos
 from benchmarks.models import CASE_TITLES, ENGINES, Case, Engine
-from benchmarks.replies import disagreement
+from benchmarks.replies import series_of, wrong_answers
+from benchmarks.results import Series
 from benchmarks.targets import FULL, ONE_VIEW
 
 
@@ -60,11 +61,29 @@ def test_an_answer_that_differs_is_wrong_and_not_a_time() -> None:
         "mmdeploy": [{"seconds": 1.0, "top1": 2}],
         "cv2": [{"seconds": 1.0, "scores": [], "top1": None}],
     }
-    found = {name: disagreement(name, replies) for name in replies}
+    found = {name: "".join(wrong_answers(name, replies)) for name in replies}
     assert found["runtime onnx"].startswith("wrong: off by 0.14 of the spread")
     assert found["mmdeploy"] == "wrong: class 2, not 1"
     assert found["ours openvino-bf16"] == ""
     assert not found["mmaction2"] + found["ours onnx"] + found["cv2"]
+    like = Series(section="latency", case="tsm-one", contender="")
+    series = {each.contender: each for each in series_of(like, replies)}
+    assert series["runtime onnx"].values == ()
+    assert series["runtime onnx"].error == found["runtime onnx"]
+    assert series["ours onnx"].values == (1.0,)
+
+
+def test_one_wrong_answer_of_many_is_enough_and_nan_is_wrong() -> None:
+    right = {"seconds": 1.0, "scores": [0.2, 0.8], "top1": 1}
+    wrong = {"seconds": 1.0, "scores": [float("nan"), 0.8], "top1": 0, "crashes": 2}
+    replies = {"mmaction2": [right], "by hand": [wrong, right], "mmdeploy": [right, wrong]}
+    like = Series(section="latency", case="tsm-one", contender="")
+    series = {each.contender: each for each in series_of(like, replies)}
+    assert series["by hand"].error.startswith("wrong: off by nan")
+    # its flaw is known, and its time does not depend on it
+    assert series["mmdeploy"].values == (1.0, 1.0)
+    assert series["mmdeploy"].facts["wrong"].startswith("1 of 2 answers wrong: off by nan")
+    assert series["mmdeploy"].facts["crashes"] == 2
 
 
 def test_a_video_has_280_frames_in_ten_seconds(tmp_path: Path) -> None:
