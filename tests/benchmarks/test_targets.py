@@ -93,12 +93,15 @@ def test_wire_memory_and_ratios_of_pairs() -> None:
     assert native == 320 * 1920 * 1080 * 3
     facts = {"bytes": native / 30, "native_bytes": native}
     memory = {"memory": {"client": 9e9, "server": 1e9, "stubs": 2e9, "shm": 9e9}}
+    less = {"memory": {"client": 0, "server": 1e9, "stubs": 1e9, "shm": 0}}
     series = [
         Series(
             section="wire", case=FULL, contender="onnx", video="1080p", values=(1.0,), facts=facts
         ),
         latency("ours onnx", 1.0, case=FULL, facts=memory, parts={"decode": (0.0,)}),
         latency("runtime onnx", 1.0, case=FULL),
+        latency("ours openvino", 0.5, case=FULL, facts=less, parts={"decode": (0.0,)}),
+        latency("runtime openvino", 0.5, case=FULL),
         *pair("preprocess", FULL, "preprocess", "cv2", "720p"),
         *pair("export", "tsm-one", "ours", "torch"),
         *pair("batching", "tsm-one", "on", "off"),
