@@ -113,8 +113,6 @@ class Ours:
         self._client = stack.enter_context(
             VideoClient(server.grpc_url, SERVED, timeout_s=TIMEOUT_S)
         )
-        self._sent = _Counting(self._client._connection)
-        self._client._connection = self._sent  # type: ignore[assignment]
         self._statistics = stack.enter_context(ServerStatistics(server.grpc_url, SERVED))
 
     def prepare(self, ask: Ask) -> Callable[[], Answer]:
@@ -135,7 +133,8 @@ class Ours:
                 if field.name.endswith("_ms")
             }
             parts["network"] = parts["exchange"] - parts.pop("ensemble", parts["exchange"])
-            return Answer(scores=answer.scores, parts=parts, sent=self._sent.last, seconds=seconds)
+            sent = answer.timings.wire_bytes
+            return Answer(scores=answer.scores, parts=parts, sent=sent, seconds=seconds)
 
         # many at once have no parts of their own
         return run if ask.traced else lambda: Answer(scores=classify().scores)
@@ -221,24 +220,19 @@ class OpenCVBound:
 
 
 class Wire:
-    """What the client would send of a video; nobody answers. sent: of an `Answer`.
-
-    contract: a file that holds it, as JSON.
-    """
+    """What our client would send of a video; nothing is sent. contract: a file that holds it."""
 
     def __init__(self, arguments: Mapping[str, Any], stack: ExitStack) -> None:
-        from action_client import VideoClient
-
-        contract = Contract.from_json(Path(arguments["contract"]).read_text("utf-8"))
-        self._client = stack.enter_context(VideoClient("localhost:1", SERVED))
-        self._client.__dict__["contract"] = contract
-        self._sent = _Counting(self._client._connection, zeros=contract.classes)
-        self._client._connection = self._sent  # type: ignore[assignment]
+        self._contract = Contract.from_json(Path(arguments["contract"]).read_text("utf-8"))
 
     def prepare(self, ask: Ask) -> Callable[[], Answer]:
+        from action_client._request import prepare, sample_file
+
+        sample = partial(sample_file, Path(ask.video))
+
         def run() -> Answer:
-            self._client.classify(ask.video)
-            return Answer(scores=NOTHING, sent=self._sent.last)
+            request = prepare(sample, self._contract, SERVED)
+            return Answer(scores=NOTHING, sent=request.wire_bytes)
 
         return run
 
@@ -267,28 +261,6 @@ class TorchExport:
             return Answer(scores=NOTHING)
 
         return run
-
-
-class _Counting:
-    """A client's connection that notes how many bytes of tensors it last sent.
-
-    zeros: send nothing, and answer with so many scores of zero.
-    """
-
-    def __init__(self, connection: Any, zeros: int = 0) -> None:
-        self._connection = connection
-        self._zeros = zeros
-        self.last = 0
-
-    def infer(self, model: str, version: str, inputs: list[Any]) -> Any:
-        self.last = sum(len(tensor._get_content()) for tensor in inputs)
-        if self._zeros:
-            scores = np.zeros((1, self._zeros), np.float32)
-            return SimpleNamespace(as_numpy=lambda name: scores)
-        return self._connection.infer(model, version, inputs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
 
 
 def native_frames(video: str, contract: Contract) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
