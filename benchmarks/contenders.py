@@ -51,7 +51,6 @@ class Runtime:
                 "model_instance_device_id": "0",
             }
         )
-        self._execute = getattr(self._model, "run", None) or self._model._run
         # as served: one execution at a time in each of its instances
         count = sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
         self._free = threading.Semaphore(count)
@@ -65,7 +64,7 @@ class Runtime:
 
         def run() -> Answer:
             with self._free:
-                return Answer(scores=self._execute({"clips": clips})["scores"][0])
+                return Answer(scores=self._model.run({"clips": clips})["scores"][0])
 
         return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -154,7 +153,7 @@ def publish_unproved(engine: Engine, wanted: ExportRequest) -> None:
     Every answer of the measurement is compared with mmaction2's, or with that of the runtime alone.
     What is measured as an export is one with its proof, see exporting.py.
     """
-    from action_export import api, repository
+    from action_export import api, openvino, repository
     from action_export.progress import Steps
 
     steps = Steps(lambda event: None)
@@ -165,7 +164,7 @@ def publish_unproved(engine: Engine, wanted: ExportRequest) -> None:
         repository.write(job.plan, stage)
         graph = api._trace(job, model, stage, steps)
         if engine.format == "openvino":
-            importlib.import_module("action_export.openvino").ir_of(graph, stage / job.plan.graph)
+            openvino.ir_of(graph, stage / job.plan.graph)
         (stage / job.plan.manifest).write_text("{}\n")
         repository.publish(job.plan, stage)
 

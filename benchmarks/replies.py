@@ -13,7 +13,6 @@ from benchmarks.results import Series
 
 # Of the scores, as a share of their spread over the classes: float32 added in another order.
 FP32_BOUND = 1e-3
-BF16_BOUND = 40 * 2**-8  # as that of int8, whose rounding error is the same
 
 # A race in mmdeploy's SDK makes some of its answers wrong (mmdeploy.md). The work of a call is the
 # same in either case, so it is timed, and told with how many were wrong.
@@ -103,5 +102,4 @@ def _answer(answers: Sequence[Reply]) -> Reply | None:
 def _bound(key: str) -> float:
     from action_export.precision import BOUNDS
 
-    bounds: Mapping[Any, float] = BOUNDS
-    return bounds.get("bf16", BF16_BOUND) if key.endswith("bf16") else FP32_BOUND
+    return BOUNDS["bf16"] if key.endswith("bf16") else FP32_BOUND
