@@ -279,7 +279,8 @@ class Measured:
             same = (each.section, each.case, each.contender) == (section, case, contender)
             if same and each.error:
                 return each.error
-        for word in (contender, contender.split()[-1]):
+        # by name, by engine, or with its whole section
+        for word in (contender, contender.split()[-1], CASE_TITLES.get(case, case)):
             if word in self._skipped:
                 return self._skipped[word]
         return f"{contender} was not run on {CASE_TITLES.get(case, case)} ({section})"
