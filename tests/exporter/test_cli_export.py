@@ -485,7 +485,7 @@ def test_an_interrupt_is_one_line(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("action_export.tracing.onnx_from_module", interrupted)
+    monkeypatch.setattr("action_export.tracing.optimise", interrupted)
     before = tree(attempt.folder)
     assert main(attempt.argv()) == 130
     out, err = capfd.readouterr()
@@ -500,7 +500,7 @@ def test_a_bug_keeps_its_traceback_and_publishes_nothing(
     def buggy(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("action_export.tracing.onnx_from_module", buggy)
+    monkeypatch.setattr("action_export.tracing.optimise", buggy)
     before = tree(attempt.folder)
     with pytest.raises(ZeroDivisionError):
         main(attempt.argv())
