@@ -23,11 +23,19 @@ Computes = Literal["f32", "bf16"]
 """What OpenVINO's CPU plugin computes in, in its words."""
 
 
-def has_bf16() -> bool:
-    """Whether OpenVINO computes in bf16 on this CPU, unless it is told otherwise."""
-    import openvino
+def has_bf16(*, hinted: bool = False) -> bool:
+    """Whether OpenVINO computes in bf16 on this CPU, by itself or because it is `hinted` to.
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    It is asked of a model, as the hint reaches CPUs that have no instruction for it, too.
+    """
+    import openvino
+    from openvino import opset1
+
+    value = opset1.parameter([1], openvino.Type.f32)
+    model = openvino.Model([opset1.relu(value)], [value])
+    settings = {network.PRECISION: "bf16"} if hinted else {}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return bool(compiled.get_property(network.PRECISION) == openvino.Type.bf16)
 
 
 def ir_of(graph: Graph, path: Path) -> Graph:

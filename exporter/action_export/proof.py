@@ -88,7 +88,7 @@ class Proof:
                 precision.require(kind, ran, exact, graph, distinct[0].clips)
             parity.require(ran)
             checks += ran
-        if job.contract.wire is not None:
+        if live_bound(job) > job.bound:
             distinct = parity.farthest_apart(distinct, live_bound(job))
         served = self._prove_live(distinct)
         parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
@@ -131,7 +131,7 @@ class Proof:
             step.result = f"{graph.nodes} operations"
         config = openvino.served_config(self.stage / job.plan.names.recognizer / "config.pbtxt")
         bounds: dict[openvino.Computes, float] = {"f32": job.family.tolerance}
-        if openvino.has_bf16():
+        if openvino.has_bf16(hinted=job.request.precision == "bf16"):
             bounds["bf16"] = precision.BOUNDS["bf16"]
         checks: tuple[Check, ...] = ()
         with self.steps("prove OpenVINO") as step:

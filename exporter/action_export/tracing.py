@@ -69,7 +69,6 @@ def _collected_rarely() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@_collected_rarely()
 def onnx_from_module(
     module: torch.nn.Module, *, clips: TensorSpec, scores: TensorSpec, opset: int, path: Path
 ) -> Graph:
@@ -97,6 +96,7 @@ def onnx_from_views(
     return _save(model, opset, path)
 
 
+@_collected_rarely()
 def _traced(module: torch.nn.Module, clips: TensorSpec, scores: TensorSpec, opset: int) -> Any:
     """An onnx_ir.Model, optimised."""
     import torch

@@ -21,7 +21,9 @@ def test_errors_page_is_current() -> None:
     assert (ROOT / "docs" / "errors.md").read_text("utf-8") == errors_page.page()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/preprocessing.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/preprocessing.md", "docs/architecture.md", "docs/openvino.md"]
+)
 def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (export_cli.main, serve_cli.main, client_cli.main, bench_cli.main):
         with pytest.raises(SystemExit):

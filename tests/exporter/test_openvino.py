@@ -90,6 +90,12 @@ def test_the_config_is_one_that_the_official_backend_loads(
     assert served_config(hinted)["parameters"]["HINT_BF16"] == {"string_value": "YES"}
 
 
+def test_openvino_is_asked_whether_it_computes_in_bf16() -> None:
+    listed = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert openvino.has_bf16() == ("BF16" in listed)
+    assert openvino.has_bf16(hinted=True) >= openvino.has_bf16()
+
+
 def test_weights_stay_in_float32(exact: ExportResult) -> None:
     model = runtime.Core().read_model(exact.repo / "exact_recognizer" / "1" / "model.xml")
     outputs = [output for op in model.get_ops() for output in op.outputs()]
@@ -148,7 +154,7 @@ def test_bf16_that_costs_too_much_is_refused(
 def test_a_cpu_without_bf16_proves_float32_and_says_so(
     request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
+    monkeypatch.setattr(openvino, "has_bf16", lambda **_: False)
     asked = replace(request_, triton_repo=tmp_path / "repo", precision="bf16")
     result = api.export(asked)
     assert list(bounds(result)) == ["OpenVINO in f32, batch 1"]
@@ -166,7 +172,7 @@ def test_a_server_with_the_official_backend_may_answer_in_bf16(
     runtime = SimpleNamespace(openvino=True)
     job = SimpleNamespace(runtime=runtime, bound=1e-4, wire_bound=0.0, widest_bound=40 / 256)
     monkeypatch.setattr(live, "has_official_backends", lambda: official)
-    monkeypatch.setattr(openvino, "has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(openvino, "has_bf16", lambda **_: has_bf16)
     assert proof.live_bound(job) == bound  # type: ignore[arg-type]
 
 

@@ -33,8 +33,8 @@ def request(**fields: Any) -> ExportRequest:
     ("fields", "words"),
     [
         ({"jpeg_quality": 90}, "--jpeg-quality 90 is for --wire jpeg"),
-        ({"wire": "jpeg", "jpeg_quality": 0}, "from 1 to 100, and is not 0"),
-        ({"wire": "jpeg", "jpeg_quality": 101}, "from 1 to 100, and is not 101"),
+        ({"wire": "jpeg", "jpeg_quality": 74}, "from 75 to 100 here, and is not 74"),
+        ({"wire": "jpeg", "jpeg_quality": 101}, "from 75 to 100 here, and is not 101"),
     ],
 )
 def test_a_quality_that_means_nothing_is_refused(fields: dict[str, Any], words: str) -> None:
