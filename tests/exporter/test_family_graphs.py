@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.graph import serving_module
-from action_export.tracing import onnx_from_module
+from action_export.loop import views_at_once
+from action_export.tracing import onnx_from_module, onnx_from_views
 from numpy.typing import NDArray
 from support.tiny import (
     MODEL_2D,
@@ -110,17 +113,25 @@ class Traced:
 
 @pytest.fixture(scope="module", params=CASES)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Traced:
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny = make(folder, *CASES[request.param])
+    return _traced(request.param, *CASES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def _traced(name: str, model: Any, pipeline: Any, folder: Path) -> Traced:
+    tiny = make(folder, model, pipeline)
     family = family_of(tiny.config.model, FAMILIES)
-    assert family.name == request.param
+    assert family.name == name
     _train_positions(tiny.model)
     _cut_after_first_stage(tiny.model)
     decide(tiny.model, family)
     before = references(tiny)
     patch(tiny.model, family)
-    graph = onnx_from_module(
-        serving_module(tiny.model, layout=tiny.preprocessing.layout, average="prob"),
+    views = tiny.contract.views
+    flat = tiny.preprocessing.layout == "NCHW" or views_at_once(views) == views
+    module = serving_module(
+        tiny.model, layout=tiny.preprocessing.layout, average="prob", averaged=flat
+    )
+    graph = (onnx_from_module if flat else onnx_from_views)(
+        module,
         clips=tiny.tensors.clips,
         scores=tiny.tensors.scores,
         opset=18,
@@ -157,6 +168,20 @@ def test_a_batch_scores_as_mmaction2_scores_each_video(
     spread = np.ptp(expected, axis=1, keepdims=True)
     assert (np.abs(scores - expected) <= BOUND * spread).all()
     assert np.abs(traced.scores[0] - traced.scores[1]).max() > 100 * BOUND * spread.max()
+
+
+@pytest.mark.parametrize("name", ["mvit", "swin"])
+def test_a_loop_over_views_scores_as_mmaction2_in_both_runtimes(name: str, tmp_path: Path) -> None:
+    model, pipeline = CASES[name]
+    looped = _traced(name, model, with_step(pipeline, 1, num_clips=6), tmp_path)
+    assert [node.op_type for node in looped.graph().node] == ["Loop", "ReduceMean"]
+    session = onnxruntime.InferenceSession(looped.path, providers=["CPUExecutionProvider"])
+    compiled = openvino.Core().compile_model(
+        looped.path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    spread = np.ptp(looped.scores, axis=1, keepdims=True)
+    for scores in (session.run(None, {"clips": looped.clips})[0], compiled(looped.clips)[0]):
+        assert (np.abs(scores - looped.scores) <= BOUND * spread).all()
 
 
 def test_nothing_is_scattered_looped_or_decided_while_it_runs(traced: Traced) -> None:
