@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from action_client import (
     DependencyError,
@@ -18,10 +20,13 @@ from action_client import (
     ServerUnavailableError,
     VideoClient,
     VideoError,
+    _request,
     cli,
 )
+from action_client._types import SampledFrames
 from action_runtime.spec import Contract
-from support.fake_triton import FakeModel, FakeTriton, fake_triton
+from numpy.typing import NDArray
+from support.fake_triton import FakeModel, FakeTriton, fake_triton, scores_of
 
 COMMAND = [sys.executable, "-m", "action_client.cli"]
 
@@ -54,10 +59,10 @@ def test_a_table_per_video(
     assert (code, out, err) == (0, table * 2, "")
 
 
-def test_one_video_is_decoded_while_another_is_answered_and_no_more_than_that(
+def test_exchanges_go_one_at_a_time_and_outcomes_keep_the_order_of_the_videos(
     server: FakeTriton, clip: Path, missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.behaviour.delay_s = 0.3
+    server.behaviour.delay_s = 0.1
     videos = [str(clip)] * 3 + [missing] + [str(clip)] * 2
     code, found = run_json(capsys, *videos, "--url", server.url, "--model", "moves")
     assert [result["video"] for result in found["results"]] == videos
@@ -65,7 +70,28 @@ def test_one_video_is_decoded_while_another_is_answered_and_no_more_than_that(
         True
     ] * 2
     assert code == VideoError.exit_code
-    assert server.received.most_at_once == 2
+    assert server.received.most_at_once == 1
+
+
+def test_a_video_is_decoded_while_the_one_before_is_answered(
+    server: FakeTriton, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, sample_file, begun = threading.Barrier(2), _request.sample_file, []
+
+    def decode(path: Path, contract: Contract) -> SampledFrames:
+        begun.append(path)
+        if len(begun) == 2:
+            both.wait(5)
+        return sample_file(path, contract)
+
+    def answer(clips: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
+        if len(server.received.frames) == 1:
+            both.wait(5)
+        return scores_of(clips, contract)
+
+    monkeypatch.setattr(_request, "sample_file", decode)
+    server.behaviour.scores = answer
+    assert cli.main([str(clip), str(clip), "--url", server.url, "--model", "moves"]) == 0
 
 
 def test_no_video_is_begun_before_there_is_room_for_its_frames(
@@ -168,6 +194,15 @@ def test_a_model_of_optical_flow_is_one_error_and_not_one_per_video(
     assert found["results"] == []
 
 
+def test_no_number_of_classes_is_one_error_and_not_one_per_video(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = run_json(capsys, str(clip), str(clip), "--url", server.url, "--top-k", "0")
+    assert code == InvalidRequestError.exit_code
+    assert found["error"]["kind"] == "InvalidRequestError"
+    assert found["results"] == []
+
+
 def test_jpeg_without_opencv_is_one_error_and_not_one_per_video(
     lossy_server: FakeTriton,
     clip: Path,
@@ -226,6 +261,36 @@ def test_sigint_ends_it_cleanly(server: FakeTriton, clip: Path) -> None:
     assert process.returncode == 130
     assert err == "action-client: interrupted\n"
     assert json.loads(out)["error"]["message"] == "interrupted"
+
+
+def test_sigint_ends_a_long_decode_at_once(server: FakeTriton, clip: Path) -> None:
+    program = """
+import sys, time
+from action_client import _video, cli
+decoded = _video._decoded
+def slowly(packets):
+    for frame in decoded(packets):
+        print("decoding", file=sys.stderr, flush=True)
+        time.sleep(1)
+        yield frame
+_video._decoded = slowly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(clip), "--url", server.url, "--model", "moves"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "decoding\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert err.endswith("action-client: interrupted\n")
 
 
 def test_a_broken_video_leaves_no_noise_of_ffmpeg(server: FakeTriton, tmp_path: Path) -> None:

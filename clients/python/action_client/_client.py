@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import _request, _response
 from ._errors import NotPublishedError
 from ._transport import Connection, Endpoint
-from ._types import Classification, SampledFrames
+from ._types import Classification, Request, SampledFrames
 
 
 class VideoClient:
@@ -98,11 +98,14 @@ class VideoClient:
         _response.check_top_k(top_k)
         contract = self.contract
         request = _request.prepare(sample, contract, self.model, self.model_version)
+        return self._exchange(request, top_k)
+
+    def _exchange(self, request: Request, top_k: int) -> Classification:
         sent = time.perf_counter()
         result = self._connection.infer(self.model, request.message)
         timings = request.timings(exchange_ms=(time.perf_counter() - sent) * 1e3)
-        scores = _response.scores_of(result, contract)
-        return _response.classification(scores, contract, top_k, timings)
+        scores = _response.scores_of(result, self.contract)
+        return _response.classification(scores, self.contract, top_k, timings)
 
 
 def published_models(

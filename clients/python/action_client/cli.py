@@ -8,16 +8,15 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from . import ActionClientError, Classification, VideoClient
+    from ._types import Request
 
-# One video is decoded while another is on the wire. More would hold more frames in memory and save
-# nothing: decoding alone takes all cores.
-_AT_ONCE = 2
 _INTERRUPTED = 130  # what shells report for a process that SIGINT ended
 
 
@@ -115,44 +114,75 @@ def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
     """One outcome for each video; raises only what would fail for every one of them."""
     from . import VideoClient
     from ._request import require_codec, require_rgb
+    from ._response import check_top_k
 
+    check_top_k(options.top_k)
     with VideoClient(
         options.url, model, model_version=options.model_version, timeout_s=options.timeout
     ) as client:
         require_rgb(client.contract)
         require_codec(client.contract)
-        yield from _side_by_side(
-            lambda video: _Outcome(video=video, found=_classify(client, video, options.top_k)),
+        yield from _overlapping(
+            lambda video: _prepared(client, video),
+            lambda video, request: _Outcome(
+                video=video, found=_answer(client, request, options.top_k)
+            ),
             options.videos,
         )
 
 
-def _side_by_side(work: Callable[[str], _Outcome], videos: Sequence[str]) -> Iterator[_Outcome]:
-    """The outcomes in the order of the videos, of which _AT_ONCE are in work or wait to be shown.
+def _overlapping(
+    prepare: Callable[[str], Request | ActionClientError],
+    exchange: Callable[[str, Request | ActionClientError], _Outcome],
+    videos: Sequence[str],
+) -> Iterator[_Outcome]:
+    """The outcomes in the order of the videos: one is decoded while the one before is on the wire.
 
-    Whatever ends this early leaves the videos in work to end by themselves, as they do at once when
-    the client is closed.
+    Exchanges go one at a time: the timeout of each is for its own compute. No video is begun before
+    the outcome of the last but one was taken, so that the frames of two are held at most.
+
+    An interrupt ends decoding because this thread does it, as only the main one is interrupted. An
+    exchange that is under way then ends when the client is closed.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    wire = ThreadPoolExecutor(1)
     pending: deque[Future[_Outcome]] = deque()
     try:
         for video in videos:
-            pending.append(pool.submit(work, video))
-            if len(pending) == _AT_ONCE:
+            pending.append(wire.submit(exchange, video, prepare(video)))
+            if len(pending) == 2:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        wire.shutdown(wait=False, cancel_futures=True)
 
 
-def _classify(client: VideoClient, video: str, top_k: int) -> Classification | ActionClientError:
+def _prepared(client: VideoClient, video: str) -> Request | ActionClientError:
     from . import ActionClientError
+    from ._request import prepare, sample_file
 
     try:
-        return client.classify(video, top_k)
+        return prepare(
+            lambda contract: sample_file(Path(video), contract),
+            client.contract,
+            client.model,
+            client.model_version,
+        )
+    except ActionClientError as exc:
+        return exc
+
+
+def _answer(
+    client: VideoClient, request: Request | ActionClientError, top_k: int
+) -> Classification | ActionClientError:
+    from . import ActionClientError
+
+    if isinstance(request, ActionClientError):
+        return request
+    try:
+        return client._exchange(request, top_k)
     except ActionClientError as exc:
         return exc
 
