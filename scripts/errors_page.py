@@ -26,9 +26,9 @@ Of every command: 0 is success, 1 a bug (with its traceback: please report it), 
 
 _STATUSES = {
     "`INVALID_ARGUMENT`": "the request cannot become clips: no frames, a wrong rank or number of "
-    "channels, a JPEG file that is broken or of another size, an index that is negative or out of "
-    "range, a wrong number of positions, frames smaller than the crop. The message says what was "
-    "expected. Other requests of the same execution are answered.",
+    "channels, a file that is no JPEG, lacks its EOI, cannot be decoded or has another size, an "
+    "index that is negative or out of range, a wrong number of positions, frames smaller than the "
+    "crop. The message says what was expected. Other requests of the same execution are answered.",
     "`INTERNAL`": "the preprocess model failed on a request; a bug",
     "`NOT_FOUND`, `UNAVAILABLE`": "the model is not loaded; the server's log says why",
 }

@@ -237,6 +237,16 @@ def test_where_perf_analyzer_is_missing_that_is_the_error(
     assert "pip install perf-analyzer" in found["error"]["hint"]
 
 
+def test_perf_analyzer_is_refused_before_measuring_where_frames_travel_as_jpeg(
+    lossy_server: FakeTriton, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found, _ = run_json(capsys, lossy_server.url, "lossy", "--perf-analyzer")
+    assert code == PerfAnalyzerError.exit_code
+    assert "takes frames as JPEG (frames_jpeg)" in found["error"]["message"]
+    assert found["error"]["hint"] == "leave out --perf-analyzer"
+    assert found["levels"] == []
+
+
 def test_an_interrupt_keeps_the_levels_that_were_measured(server: FakeTriton) -> None:
     process = subprocess.Popen(
         [*COMMAND, server.url, "moves", "--concurrency", "1", "2", "--seconds", "1", "--json"],

@@ -101,8 +101,9 @@ def test_a_failure_says_what_it_printed_last(tool: Tool) -> None:
 def test_the_report_of_an_earlier_level_is_not_taken_for_this_one(tool: Tool) -> None:
     perf_analyzer.measure(tool, Load(callers=1))
     fake_perf_analyzer.install(Path(tool.program).parent, "print('no such model')")
-    with pytest.raises(PerfAnalyzerError, match="wrote no report: no such model"):
+    with pytest.raises(PerfAnalyzerError, match="wrote no report: no such model") as caught:
         perf_analyzer.measure(tool, Load(callers=1))
+    assert caught.value.hint == "see to what it says, or leave out --perf-analyzer"
 
 
 def test_without_it_the_error_says_where_it_comes_from(

@@ -75,7 +75,7 @@ class ServerError(ActionClientError):
 
 
 class PerfAnalyzerError(ActionClientError):
-    """NVIDIA's perf_analyzer is asked for and is not on PATH, or it failed."""
+    """NVIDIA's perf_analyzer is asked for and is not on PATH, cannot send JPEG, or failed."""
 
     exit_code = 27
 

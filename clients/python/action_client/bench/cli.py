@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from action_runtime.spec import Contract
+
     from .._client import VideoClient
     from .._errors import ActionClientError
     from .._types import SampledFrames
@@ -203,7 +205,7 @@ def _meter(options: argparse.Namespace, target: Target, stack: ExitStack) -> tup
         f"of {options.video or 'a drawn clip'}, prepared once"
     )
     if options.perf_analyzer:
-        return by_perf_analyzer(target, _tool(options, sampled, stack)), sent
+        return by_perf_analyzer(target, _tool(options, target.contract, sampled, stack)), sent
     return by_callers(target, send), sent
 
 
@@ -220,9 +222,12 @@ def _client(options: argparse.Namespace, stack: ExitStack) -> VideoClient:
     return stack.enter_context(client)
 
 
-def _tool(options: argparse.Namespace, sampled: SampledFrames, stack: ExitStack) -> Tool:
-    from .perf_analyzer import Tool, find, write_data
+def _tool(
+    options: argparse.Namespace, contract: Contract, sampled: SampledFrames, stack: ExitStack
+) -> Tool:
+    from .perf_analyzer import Tool, find, require_pixels, write_data
 
+    require_pixels(contract)
     return Tool(
         program=find(),
         url=options.url,

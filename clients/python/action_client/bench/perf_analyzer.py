@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from action_runtime.spec import Contract
+
 from .._errors import PerfAnalyzerError
 from .._types import SampledFrames
 from .load import Latency, Level, Load
@@ -25,6 +27,8 @@ PROGRAM = "perf_analyzer"
 
 _TRIALS = 10  # its own default
 _REPORT = "perf.csv"
+_UNSTABLE = ("Failed to obtain stable measurement", "Please use a larger time window")
+"""Its words for windows that disagree, and for one in which no request ended."""
 _TIMERS = {"Client Send": "send_ms", "Client Recv": "receive_ms", "Avg latency": "exchange_ms"}
 """Columns that are the client's. What it calls the network has the waits of an ensemble's steps in
 it, so the server's share is read from the server."""
@@ -51,6 +55,16 @@ def find() -> str:
             "nvcr.io/nvidia/tritonserver:YY.MM-py3-sdk, or leave out --perf-analyzer",
         )
     return found
+
+
+def require_pixels(contract: Contract) -> None:
+    """Raises PerfAnalyzerError where the model takes JPEG, which `write_data` does not write."""
+    if contract.wire is not None:
+        raise PerfAnalyzerError(
+            f"the model takes frames as JPEG ({contract.frames_tensor}), and {PROGRAM} is given "
+            "pixels only",
+            hint="leave out --perf-analyzer",
+        )
 
 
 def write_data(sampled: SampledFrames, folder: Path) -> Path:
@@ -153,8 +167,11 @@ def _run(command: Sequence[str], folder: Path, limit_s: float) -> str:
 
 
 def _failed(what: str, output: str) -> PerfAnalyzerError:
+    unstable = any(words in output for words in _UNSTABLE)
     last = [line.strip() for line in output.splitlines() if line.strip()][-3:]
     return PerfAnalyzerError(
         f"{PROGRAM} {what}: {' / '.join(last) or 'it printed nothing'}",
-        hint="longer windows hold more requests and vary less: --seconds",
+        hint="longer windows hold more requests and vary less: --seconds"
+        if unstable
+        else "see to what it says, or leave out --perf-analyzer",
     )
