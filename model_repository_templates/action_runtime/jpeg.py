@@ -52,7 +52,8 @@ def decode(files: NDArray[np.object_]) -> Frames:
     """The RGB frames, uint8 [F, H, W, 3], of files that are all of one size.
 
     Raises:
-        BadRequestError: no files, one that is no whole JPEG, sizes that differ, or too many pixels.
+        BadRequestError: no files, one that is no JPEG, lacks its EOI or cannot be decoded, sizes
+            that differ, or too many pixels.
     """
     cv2 = require_codec()
     height, width = _common_size(files)
@@ -94,7 +95,8 @@ def _announced_size(row: int, file: bytes) -> tuple[int, int]:
     """(height, width) in the frame header (ITU-T T.81, B.2.2)."""
     if file[:2] != b"\xff\xd8":
         raise _refusal(row, "is no JPEG file")
-    # Of a file that is cut short, libjpeg makes up the rest in grey.
+    # Of a file that is cut short, libjpeg makes up the rest in grey. This finds what a transfer cut
+    # off; it does not find what is missing before an EOI.
     if file[-2:] != b"\xff\xd9":
         raise _refusal(row, "is cut short: it does not end with the marker EOI")
     at = 2

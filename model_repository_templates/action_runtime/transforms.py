@@ -132,7 +132,8 @@ def make_clips(
         frame_index: the row of `frames` at each sampled position, [contract.positions].
         contract: how the recognizer was exported.
         library: see `pixel_library`.
-        out: where the clips go, of their shape; it is returned. None for a new array.
+        out: where the clips go, of their shape and C-contiguous; it is returned. None for a new
+            array.
 
     Raises:
         BadRequestError: frames or index are not what the contract asks for.

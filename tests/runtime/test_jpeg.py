@@ -124,6 +124,15 @@ def test_what_is_no_frame_is_refused_by_its_number(name: str, frames: NDArray[np
         jpeg.decode(files)
 
 
+def test_what_is_missing_before_the_last_marker_is_grey_and_not_noticed(
+    frames: NDArray[np.uint8],
+) -> None:
+    """docs/preprocessing.md says so."""
+    (file,) = jpeg.encode(frames[:1], 95)
+    (half,) = jpeg.decode(as_files(file[: len(file) // 2] + b"\xff\xd9"))
+    assert np.ptp(half[-8:]) == 0
+
+
 @pytest.mark.parametrize("files", [as_files(), np.empty((1, 1), np.object_)])
 def test_no_files_are_refused(files: NDArray[np.object_]) -> None:
     with pytest.raises(BadRequestError, match="one JPEG file for each frame"):
