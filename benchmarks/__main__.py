@@ -8,6 +8,7 @@ scripts/bench --page FILE.json               # the page again, without measuring
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import measure, page, plans
+from benchmarks.driver import ContenderError
 from benchmarks.results import Results, Target
 from benchmarks.workspace import Workspace
 
@@ -26,20 +28,14 @@ DOCS = ROOT / "docs"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the targets only, in five minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="write docs/benchmarks.md from such a FILE"
-    )
-    parser.add_argument(
-        "--mmdeploy-python", type=Path, metavar="PATH", help="python of mmdeploy's environment"
-    )
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     if arguments.page is not None:
         page.write(Results.read(arguments.page), DOCS)
         return 0
-    results = _measure(quick=arguments.quick, mmdeploy_python=arguments.mmdeploy_python)
+    try:
+        results = _measure(quick=arguments.quick, mmdeploy_python=arguments.mmdeploy_python)
+    except ContenderError as exc:
+        sys.exit(f"scripts/bench: {exc}")
     if arguments.json is not None:
         results.write(arguments.json)
     if not arguments.quick:
@@ -47,6 +43,47 @@ def main() -> int:
         page.write(results, DOCS)
     _print(results)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the targets only, in five minutes")
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument(
+        "--page", type=_file, metavar="FILE", help="write docs/benchmarks.md from such a FILE"
+    )
+    parser.add_argument(
+        "--mmdeploy-python",
+        type=_executable,
+        metavar="PATH",
+        help="python of mmdeploy's environment",
+    )
+    return parser
+
+
+# Paths are checked before what takes minutes, and made absolute, because contenders run elsewhere;
+# links stay, because the python of an environment is one.
+
+
+def _writable(text: str) -> Path:
+    path = Path(text).absolute()
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written")
+    return path
+
+
+def _file(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not a file")
+    return path
+
+
+def _executable(text: str) -> Path:
+    path = _file(text)
+    if not os.access(path, os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be run")
+    return path
 
 
 def _measure(*, quick: bool, mmdeploy_python: Path | None) -> Results:

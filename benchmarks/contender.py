@@ -7,10 +7,10 @@ its input. A line is the path of a video, or a command:
 
     {"video": PATH, "how": "frames"}                     what `Contender.ask` knows beside a file
     {"video": PATH, "callers": 4, "requests": 16}        a closed loop, after a warm-up
-    {"memory": true}                                     peaks of this process and of its server
 
 An answer has `seconds`, `top1`, `scores`, `parts` (seconds by name) and `bytes` (of a request); of
-a closed loop `seconds` of the whole and of `each` request. What fails has `error` in their place.
+a closed loop `seconds` of the whole and of `each` request, and the `lowest` and the `highest` score
+of each class over all its answers. What fails has `error` in their place.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import processes
-
 Reply = dict[str, Any]
-_WARM_UP = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,8 +87,6 @@ class _Answering:
             return {"error": f"{type(exc).__name__}: {exc}"}
 
     def _do(self, command: Mapping[str, Any]) -> Reply:
-        if "memory" in command:
-            return asdict(processes.memory(os.getpid()))
         ask = Ask(
             video=command["video"],
             how=command.get("how", "file"),
@@ -118,14 +113,24 @@ def closed_loop(run: Callable[[], Answer], callers: int, requests: int) -> Reply
     """Each caller asks again as soon as it is answered, until `requests` are.
 
     A fixed number over the whole time: counting what ends within a window counts those that were
-    already waiting when it began.
+    already waiting when it began. The warm-up has as many callers, because they decide how large
+    the batches are that a server makes of them.
     """
     with ThreadPoolExecutor(callers) as pool:
-        list(pool.map(lambda _: run(), range(min(callers, _WARM_UP))))
+        list(pool.map(lambda _: run(), range(callers)))
         started = time.perf_counter()
-        each = list(pool.map(lambda _: _timed(run)[0], range(requests)))
+        answered = list(pool.map(lambda _: _timed(run), range(requests)))
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "each": each, "requests": requests, "callers": callers}
+    # NaN in one answer is NaN in both
+    scores = np.stack([answer.scores for _, answer in answered])
+    return {
+        "seconds": seconds,
+        "each": [each for each, _ in answered],
+        "requests": requests,
+        "callers": callers,
+        "lowest": scores.min(axis=0).tolist(),
+        "highest": scores.max(axis=0).tolist(),
+    }
 
 
 def _timed(run: Callable[[], Answer]) -> tuple[float, Answer]:

@@ -145,6 +145,8 @@ class Worker:
             self.crashes += 1
             how = self._child.wait()
             self._child = self._start()
+            # the first call of a process takes longer; that of others falls into the warm-up
+            self._try(line)
         return {"error": f"crashed {_TRIES} times, at last with {how}", "crashes": self.crashes}
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ def prepare(plan: Plan, space: Workspace, real_videos: Sequence[Path]) -> None:
     Raises ContenderError where a model cannot be made.
     """
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(_run, job) for job in jobs_of(plan, space, real_videos)]
+        jobs = [pool.submit(_run, job, space) for job in jobs_of(plan, space, real_videos)]
         made = [
             pool.submit(videos.make, real_videos[0], name, space.video(name))
             for name in videos.SIZES
@@ -68,17 +68,24 @@ def jobs_of(plan: Plan, space: Workspace, real_videos: Sequence[Path]) -> list[d
     return sorted(jobs.values(), key=lambda job: -len(job["publish"]))
 
 
-def _run(job: Mapping[str, Any]) -> None:
-    done = subprocess.run(
+def _run(job: Mapping[str, Any], space: Workspace) -> None:
+    try:
+        done = _process(job, max(0.0, min(LIMIT_S, space.left_s)))
+    except subprocess.TimeoutExpired as exc:
+        raise ContenderError(f"{job['model']} was not made in {exc.timeout:.0f} s") from exc
+    if done.returncode:
+        raise ContenderError(f"{job['model']} cannot be made:\n{done.stderr[-3000:]}")
+
+
+def _process(job: Mapping[str, Any], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "benchmarks.prepare", json.dumps(job)],
         cwd=driver.ROOT,
         env=driver.environment(),
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=timeout_s,
     )
-    if done.returncode:
-        raise ContenderError(f"{job['model']} cannot be made:\n{done.stderr[-3000:]}")
 
 
 def main(arguments: Mapping[str, Any]) -> None:

@@ -51,9 +51,14 @@ def _series(like: Series, key: str, replies: Replies, facts: Mapping[str, Any]) 
     )
 
 
-def loop_series(like: Series, key: str, callers: int, found: Sequence[Reply]) -> Series:
-    """Of closed loops: requests per second of each round, and the latency of every request."""
-    error = error_of(found)
+def loop_series(
+    like: Series, key: str, callers: int, found: Sequence[Reply], reference: Reply | None
+) -> Series:
+    """Of closed loops: requests per second of each round, and the latency of every request.
+
+    reference: what every answer is compared with, by the least and the largest score of each class.
+    """
+    error = error_of(found) or next(iter(_wrong_loops(key, found, reference)), "")
     if error:
         return replace(like, contender=key, callers=callers, error=error)
     return replace(
@@ -74,12 +79,25 @@ def wrong_answers(key: str, replies: Replies) -> list[str]:
 
     Of scores as a share of their spread over the classes; where there are none, the best class.
     """
-    reference = _answer(replies.get("mmaction2", ())) or next(
-        (answer for answers in replies.values() if (answer := _answer(answers))), None
-    )
+    reference = reference_of(replies)
     if reference is None:
         return []
     differences = (_difference(reply, reference, _bound(key)) for reply in replies[key])
+    return [f"wrong: {difference}" for difference in differences if difference]
+
+
+def reference_of(replies: Replies) -> Reply | None:
+    """The answer of mmaction2, or of the first that answered."""
+    return _answer(replies.get("mmaction2", ())) or next(
+        (answer for answers in replies.values() if (answer := _answer(answers))), None
+    )
+
+
+def _wrong_loops(key: str, found: Sequence[Reply], reference: Reply | None) -> list[str]:
+    if reference is None:
+        return []
+    ends = (reply[end] for reply in found for end in ("lowest", "highest"))
+    differences = (_off(scores, reference["scores"], _bound(key)) for scores in ends)
     return [f"wrong: {difference}" for difference in differences if difference]
 
 
@@ -87,12 +105,18 @@ def _difference(mine: Reply, reference: Reply, bound: float) -> str:
     if mine.get("top1") is None:
         return ""
     if mine.get("scores"):
-        wanted, got = np.array(reference["scores"]), np.array(mine["scores"])
-        off = float(np.abs(wanted - got).max() / np.ptp(wanted))
-        # NaN is not within the bound
-        return "" if off <= bound else f"off by {off:.2g} of the spread, {bound:.2g} allowed"
+        return _off(mine["scores"], reference["scores"], bound)
     same = mine["top1"] == reference["top1"]
     return "" if same else f"class {mine['top1']}, not {reference['top1']}"
+
+
+def _off(scores: Sequence[float], reference: Sequence[float], bound: float) -> str:
+    if len(scores) != len(reference):
+        return f"{len(scores)} scores, not {len(reference)}"
+    wanted, got = np.array(reference), np.array(scores)
+    off = float(np.abs(wanted - got).max() / np.ptp(wanted))
+    # NaN is not within the bound
+    return "" if off <= bound else f"off by {off:.2g} of the spread, {bound:.2g} allowed"
 
 
 def _answer(answers: Sequence[Reply]) -> Reply | None:

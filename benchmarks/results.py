@@ -47,8 +47,8 @@ class Target:
     """A row of the table of targets.
 
     spread: the first and third quartile of the rounds. met: None where it was not measured, and
-    `why` has the reason. uncertain: the target lies within the spread, so another run may decide
-    otherwise.
+    `why` has the reason. uncertain: of too few rounds, or the target lies within the spread, so
+    another run may decide otherwise.
     """
 
     name: str

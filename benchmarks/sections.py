@@ -12,7 +12,7 @@ from benchmarks import driver, videos
 from benchmarks.driver import Budget, ContenderError, Process, Reply, Runner, Start
 from benchmarks.models import ENGINES, SERVED, Case
 from benchmarks.plans import Group
-from benchmarks.replies import loop_series, series_of
+from benchmarks.replies import Facts, Replies, loop_series, reference_of, series_of
 from benchmarks.results import Series
 from benchmarks.targets import FULL, VIDEO, native_bytes
 from benchmarks.workspace import WIRES, Workspace
@@ -26,14 +26,22 @@ def group(wanted: Group, space: Workspace) -> list[Series]:
     peers = [space.peer(name, case) for name in others]
     failed: dict[str, str] = {}
     found: list[Series] = []
+    reference: Reply | None = None
     alone = _each_alone(peers, space) if wanted.slow else {}
     beside = [] if wanted.slow else peers
-    with driver.started([*starts, *beside], space.folder, failed) as running:
+    with space.started([*starts, *beside], failed) as running:
         for number, video in enumerate(wanted.videos):
             extra = alone if number == 0 else {}
-            found += _latency(wanted, engines[0], running, space, video, extra, first=number == 0)
+            replies, facts = _latency(
+                wanted, engines[0], running, space, video, extra, first=number == 0
+            )
+            like = Series(section="latency", case=case.name, contender="", video=video)
+            found += series_of(like, replies, facts)
+            if number == 0:
+                reference = reference_of(replies)
         if wanted.requests:
-            found += _loops(wanted, space.engines(wanted.loop_engine)[0], running, space)
+            engine = space.engines(wanted.loop_engine)[0]
+            found += _loops(wanted, engine, running, space, reference)
     return [*found, *(space.failure(case, name, why) for name, why in failed.items())]
 
 
@@ -42,7 +50,7 @@ def _each_alone(peers: Sequence[Start], space: Workspace) -> dict[str, Sequence[
     replies: dict[str, Sequence[Reply]] = {}
     for peer in peers:
         try:
-            with driver.started([peer], space.folder) as running:
+            with space.started([peer]) as running:
                 process = running[peer.name]
                 reply = process.ask(str(space.video(VIDEO)))
                 replies[peer.name] = [{**reply, "memory": asdict(process.memory())}]
@@ -60,7 +68,7 @@ def _latency(
     alone: Mapping[str, Sequence[Reply]],
     *,
     first: bool,
-) -> list[Series]:
+) -> tuple[Replies, Facts]:
     """File to scores of all, and frames to scores of ours, in turn.
 
     Of the videos after the first only ours and the runtime alone: others decode alike.
@@ -93,14 +101,20 @@ def _latency(
         served = runner.key.partition(" ")[2]
         if served in ENGINES:
             facts[runner.key]["graph_bytes"] = space.graph_bytes(wanted.case, served)
-    like = Series(section="latency", case=wanted.case.name, contender="", video=video)
-    return series_of(like, replies, facts)
+    return replies, facts
 
 
 def _loops(
-    wanted: Group, engine: str, running: Mapping[str, Process], space: Workspace
+    wanted: Group,
+    engine: str,
+    running: Mapping[str, Process],
+    space: Workspace,
+    reference: Reply | None,
 ) -> list[Series]:
-    """Ours and the runtime in every round; others, which no target needs, in the first."""
+    """Ours and the runtime in every round; others, which no target needs, in the first.
+
+    reference: the answer that all are compared with.
+    """
     path = str(space.video(wanted.videos[0]))
     keys = {f"runtime {engine}": f"runtime {engine}", f"ours {engine}": f"frames {engine}"}
     runners = {}
@@ -122,7 +136,7 @@ def _loops(
     replies = driver.alternate(list(runners.values()), wanted.loops)
     like = Series(section="throughput", case=wanted.case.name, contender="", video=wanted.videos[0])
     return [
-        loop_series(like, key, callers, replies[runner.key])
+        loop_series(like, key, callers, replies[runner.key], reference)
         for (key, callers), runner in runners.items()
     ]
 
@@ -145,7 +159,7 @@ def batching(budget: Budget, space: Workspace) -> list[Series]:
     ]
     question = {"video": str(space.video(VIDEO)), "how": "frames"}
     like = Series(section="batching", case=case.name, contender="", video=VIDEO)
-    with driver.started(starts, space.folder) as running:
+    with space.started(starts) as running:
         return _in_turn(like, running, question, budget)
 
 
@@ -159,7 +173,7 @@ def preprocess(name: str, engine: str, budget: Budget, space: Workspace) -> list
         Start.ours("cv2", "cv2", repo=repo),
     ]
     found = []
-    with driver.started(starts, space.folder) as running:
+    with space.started(starts) as running:
         for video in ("340x256", "720p"):
             like = Series(section="preprocess", case=name, contender="", video=video)
             found += _in_turn(like, running, str(space.video(video)), budget)
@@ -175,9 +189,7 @@ def wire(space: Workspace) -> list[Series]:
     for kind in (kind for kind in WIRES if kind not in space.skipped):
         contract = space.contract(case, kind)
         positions = Contract.from_json(contract.read_text("utf-8")).positions
-        with driver.started(
-            [Start.ours(kind, "wire", contract=str(contract))], space.folder
-        ) as running:
+        with space.started([Start.ours(kind, "wire", contract=str(contract))]) as running:
             for video in videos.SIZES:
                 like = Series(
                     section="wire",
@@ -208,7 +220,7 @@ def export(name: str, rounds: int, space: Workspace) -> list[Series]:
     ]
     replies: dict[str, list[Reply]] = {start.name: [] for start in starts}
     for _ in range(rounds):
-        with driver.started(starts, space.folder) as running:
+        with space.started(starts) as running:
             for key, process in running.items():
                 replies[key].append(process.ask("run"))
     return series_of(Series(section="export", case=name, contender=""), replies)

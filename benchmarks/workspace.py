@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.driver import Start
+from benchmarks import driver
+from benchmarks.driver import Process, Start
 from benchmarks.models import ENGINES, SERVED, Case, Model
 from benchmarks.results import Series
 
@@ -22,11 +26,23 @@ class Workspace:
     """mmdeploy_python: of an environment that has mmdeploy, or None.
 
     skipped: why an engine, a contender or a section is left out, by its name; grows as a run goes.
+    ends: of `time.perf_counter`, when no answer is waited for any more.
     """
 
     folder: Path
     mmdeploy_python: Path | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    ends: float = math.inf
+
+    @property
+    def left_s(self) -> float:
+        return self.ends - time.perf_counter()
+
+    def started(
+        self, starts: Sequence[Start], failed: dict[str, str] | None = None
+    ) -> AbstractContextManager[dict[str, Process]]:
+        """Like `driver.started`."""
+        return driver.started(starts, self.folder, failed, self.ends)
 
     def leave_out(self) -> None:
         """Notes what this code or this machine does not have."""

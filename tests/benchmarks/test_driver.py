@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from action_export import example
 from action_runtime.spec import Contract, Crop, KeepRatioResize, SampleFrames
 from support.tiny import CLASSES
 
 from benchmarks import processes
+from benchmarks.contender import Answer, closed_loop
 from benchmarks.driver import Budget, ContenderError, Runner, Start, alternate, started
 
 CLIP = str(example.CLIPS[0])
@@ -50,9 +54,12 @@ def test_a_contender_answers_paths_and_commands_and_tells_errors(tmp_path: Path)
 def test_one_that_does_not_start_is_left_out_and_says_why(tmp_path: Path) -> None:
     broken = Start.ours("broken", "wire", contract=str(tmp_path / "none.json"))
     failed: dict[str, str] = {}
-    with started([wire(tmp_path), broken], tmp_path, failed) as running:
+    absent = Start(name="absent", command=(str(tmp_path / "no-python"),))
+    with started([wire(tmp_path), broken, absent], tmp_path, failed) as running:
         assert list(running) == ["wire"]
-    assert "none.json" in failed["broken"]
+    # a temporary folder's name is not for the page
+    assert "WORK/none.json" in failed["broken"]
+    assert "no-python" in failed["absent"]
     with pytest.raises(ContenderError, match=r"none\.json"), started([broken], tmp_path):
         pass
 
@@ -92,6 +99,86 @@ def test_rounds_stop_at_the_budget_but_not_before_the_least(tmp_path: Path) -> N
         runner = Runner(key="wire", process=running["wire"], question=CLIP)
         assert len(alternate([runner], Budget(seconds=0, least=2))["wire"]) == 2
         assert len(alternate([runner], Budget(seconds=60, least=2, most=4))["wire"]) == 4
+
+
+# sleeps as many seconds as it is told before it answers, and each time four times as many
+SLEEPER = """
+import json, sys, time
+print('{"ready": true}', flush=True)
+for call, line in enumerate(sys.stdin):
+    time.sleep(float(line) * 4**call)
+    print(json.dumps({"seconds": float(line)}), flush=True)
+"""
+
+
+def sleeper(name: str) -> Start:
+    return Start(name=name, command=(sys.executable, "-c", SLEEPER))
+
+
+def test_one_that_does_not_answer_in_time_is_killed_with_its_late_answer(tmp_path: Path) -> None:
+    with started([sleeper("slow")], tmp_path) as running:
+        process = running["slow"]
+        with pytest.raises(ContenderError, match=r"said nothing for 0\.2 s"):
+            process.ask("0.4", timeout_s=0.2)
+        assert process.child.poll() is not None
+        with pytest.raises(ContenderError, match="has ended"):
+            process.ask("0")
+
+
+def test_what_computes_for_one_that_is_killed_ends_as_well(tmp_path: Path) -> None:
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    start = Start(name="parent", command=(sys.executable, "-c", parent, SLEEPER))
+    with started([start], tmp_path) as running:
+        process = running["parent"]
+        [child] = set(processes.tree(process.child.pid)) - {process.child.pid}
+        process.kill()
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{child}/cmdline").exists() and time.monotonic() < deadline:
+            if not Path(f"/proc/{child}/cmdline").read_bytes():  # a zombie
+                break
+            time.sleep(0.01)
+        else:
+            assert not Path(f"/proc/{child}").exists()
+
+
+def test_where_the_time_is_over_whole_rounds_are_left(tmp_path: Path) -> None:
+    with started([sleeper("A"), sleeper("B")], tmp_path) as running:
+        began = time.perf_counter()
+        for process in running.values():
+            process.ends = began + 0.25
+        runners = [
+            Runner(key="A", process=running["A"], question="0"),
+            # the third answer would take 0.32 s
+            Runner(key="B", process=running["B"], question="0.02"),
+        ]
+        replies = alternate(runners, Budget(seconds=60, least=9, warm=0))
+        assert len(replies["A"]) == len(replies["B"]) >= 1
+        assert "error" not in replies["B"][0]
+
+
+def test_what_has_not_answered_once_when_the_time_is_over_says_so(tmp_path: Path) -> None:
+    with started([sleeper("A")], tmp_path) as running:
+        process = running["A"]
+        began = time.perf_counter()
+        process.ends = began + 0.3
+        runner = Runner(key="A", process=process, question="60")
+        [reply] = alternate([runner], Budget(seconds=9, warm=0))["A"]
+        assert time.perf_counter() - began < 2
+    assert reply["error"] == "A had not answered when the time was over"
+
+
+def test_a_closed_loop_warms_up_with_all_callers_and_keeps_the_ends_of_the_scores() -> None:
+    calls: list[float] = []
+
+    def run() -> Answer:
+        calls.append(0.0)
+        # the ninth request is the first that counts; the tenth is off
+        shift = 0.5 if len(calls) == 10 else 0.0
+        return Answer(scores=np.array([0.25 + shift, 0.75 - shift], np.float32))
+
+    reply = closed_loop(run, callers=8, requests=4)
+    assert len(calls) == 8 + 4
+    assert (reply["lowest"], reply["highest"]) == ([0.25, 0.25], [0.75, 0.75])
 
 
 def test_arguments_travel_as_json(tmp_path: Path) -> None:

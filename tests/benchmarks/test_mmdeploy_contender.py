@@ -15,14 +15,14 @@ GIVEN = {"config": "tsn", "checkpoint": "tsn.pth", "folder": "out"}
 CHILD = """
 import json, os, pathlib, sys
 print('{"ready": true}', flush=True)
-for line in sys.stdin:
+for call, line in enumerate(sys.stdin, 1):
     if pathlib.Path(sys.argv[1]).exists():
         if sys.argv[2] == "once":
             os.remove(sys.argv[1])
         sys.stdout.write('{"half an')
         sys.stdout.flush()
         os.abort()
-    print(json.dumps({"line": line.strip()}), flush=True)
+    print(json.dumps({"line": line.strip(), "call": call}), flush=True)
 """
 
 
@@ -87,10 +87,11 @@ def test_a_short_video_is_sampled_from_its_start_as_the_demo_does() -> None:
 
 def test_a_crashed_model_is_replaced_and_asked_again(tmp_path: Path) -> None:
     worker = _worker(tmp_path, "once")
-    assert worker.ask("a") == {"line": "a", "crashes": 0}
+    assert worker.ask("a") == {"line": "a", "call": 1, "crashes": 0}
     (tmp_path / "crash").touch()
-    assert worker.ask("b") == {"line": "b", "crashes": 1}
-    assert worker.ask("c") == {"line": "c", "crashes": 1}
+    # not the first call of the new process, which is cold
+    assert worker.ask("b") == {"line": "b", "call": 2, "crashes": 1}
+    assert worker.ask("c") == {"line": "c", "call": 3, "crashes": 1}
     worker.stop()
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import page
+from benchmarks import page, plots
 from benchmarks.results import Results, Series, percentile, quartiles
 from benchmarks.targets import VIDEO, all_targets
 
@@ -87,22 +87,53 @@ def test_the_page_tells_verdicts_reasons_and_what_is_wrong(tmp_path: Path) -> No
     assert "| TSM r50, one view | ours onnx | 100.0 | 200.0 | 300.0 | 4.0 | 0.1% |" in lines
 
 
+def test_the_page_tells_few_rounds_and_loops_that_are_wrong(tmp_path: Path) -> None:
+    wrong = replace(LOOP, contender="frames onnx", callers=16, values=(), error="wrong: off by 1")
+    page.write(results(wrong), tmp_path)
+    lines = (tmp_path / "benchmarks.md").read_text().splitlines()
+    assert "| TSM r50, one view | frames onnx | 16 | wrong: off by 1 |  |  |  |" in lines
+    loops = replace(LOOP, callers=4)
+    targets = all_targets([*results().series, loops], {})
+    [at_4] = [t for t in targets if t.name.startswith("throughput at 4") and "TSM" in t.name]
+    assert page.verdict(at_4) == "met, uncertain (of 1 of 3 rounds)"
+
+
 def test_plots_are_svg_without_a_ground_of_their_own(tmp_path: Path) -> None:
     page.write(results(), tmp_path)
-    plots = sorted(tmp_path.glob("*.svg"))
-    assert [plot.stem for plot in plots] == [
+    files = sorted(tmp_path.glob("*.svg"))
+    assert [plot.stem for plot in files] == [
         "benchmarks-latency",
         "benchmarks-scale",
         "benchmarks-throughput",
     ]
-    for plot in plots:
+    for plot in files:
         ElementTree.parse(plot)
-        text = plot.read_text()
         assert plot.name in (tmp_path / "benchmarks.md").read_text()
         # black or white ink, or a ground, would vanish on one of the two pages
-        assert not any(f"{kind}: {ink}" in text for kind in ("fill", "stroke") for ink in (
-            "#000000", "#ffffff"
-        ))  # fmt: skip
+        assert inks(plot).isdisjoint({"#000000", "#ffffff"})
+        assert "#ffffff" not in plot.read_text()
+
+
+def test_black_ink_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_INK", "#000000")
+    page.write(results(), tmp_path)
+    assert inks(tmp_path / "benchmarks-latency.svg") == {"#000000"}
+
+
+def inks(plot: Path) -> set[str]:
+    """Of every text; SVG's own is black, where none is written."""
+    svg = "{http://www.w3.org/2000/svg}"
+    texts = [
+        group
+        for group in ElementTree.parse(plot).iter(f"{svg}g")
+        if group.get("id", "").startswith("text_")
+    ]
+    assert texts
+    styles = (inner.get("style", "") for text in texts for inner in text.findall(f"{svg}g"))
+    return {
+        style.partition("fill: ")[2].partition(";")[0] if "fill: " in style else "#000000"
+        for style in styles
+    }
 
 
 def test_the_same_figures_give_the_same_files(tmp_path: Path) -> None:

@@ -108,10 +108,67 @@ def test_wire_memory_and_ratios_of_pairs() -> None:
     ]
     wire = found(series, "bytes on the wire")
     assert (wire.value, wire.met) == (pytest.approx(1 / 30), True)
-    assert found(series, "peak memory").value == pytest.approx(3e9)
+    peak = found(series, "peak memory")
+    assert (peak.value, peak.why) == (pytest.approx(3e9), "of ours onnx")
+    # neither is a time, which few rounds leave uncertain
+    assert (wire.uncertain, peak.uncertain) == (False, False)
     assert found(series, "preprocess step over the cv2 bound, SlowFast").met is None  # 340x256
     for name in ("export with its proof", "lone request with dynamic batching"):
         assert found(series, name).value == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"values": (), "error": "it fell over"}, "not measured: it fell over"),
+        ({"facts": {"memory": {"server": 0, "stubs": 0}}}, "not measured: ours openvino had ended"),
+    ],
+)
+def test_an_engine_that_failed_leaves_the_peak_open(changes: dict[str, object], why: str) -> None:
+    memory = {"memory": {"server": 1e9, "stubs": 2e9}}
+    onnx = latency("ours onnx", 1.0, case=FULL, facts=memory)
+    openvino = replace(onnx, contender="ours openvino", **changes)
+    peak = found([onnx, openvino], "peak memory")
+    assert peak.met is None
+    assert peak.why.startswith(why)
+
+
+def test_a_time_of_few_rounds_is_uncertain() -> None:
+    def at_three_times(*seconds: float) -> Target:
+        mmaction2 = latency("mmaction2", *(3 * value for value in seconds))
+        ours_too = ours(*seconds, decode=seconds)
+        series = [ours_too, latency("runtime onnx", *seconds), mmaction2]
+        return found(series, "mmaction2's latency over ours, fp32, TSM")
+
+    assert [at_three_times(*[1.0] * rounds).uncertain for rounds in (1, 2, 3)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_case_whose_loops_were_left_out_is_told() -> None:
+    loop = Series(
+        section="throughput", case="tsm-one", contender="frames onnx", callers=4, values=(1.0,)
+    )
+    targets = all_targets([loop], {"TSN r50, one view": "no time was left"}, ["tsm-one", "tsn-one"])
+    rows = [target for target in targets if target.name.startswith("throughput at 4")]
+    assert [target.name.partition("alone, ")[2] for target in rows] == [
+        "TSM r50, one view",
+        "TSN r50, one view",
+    ]
+    assert rows[1].why == "not measured: no time was left"
+
+
+def test_a_section_that_was_left_out_says_why() -> None:
+    skipped = {
+        "dynamic batching": "one",
+        f"preprocess step of {FULL}": "two",
+        "bytes on the wire": "three",
+        "export of tsm-one": "four",
+    }
+    for name, why in zip(("lone", "preprocess", "bytes", "export"), skipped.values(), strict=True):
+        assert found([], name, skipped).why == f"not measured: {why}"
 
 
 def test_nothing_measured_still_gives_every_row_and_says_why() -> None:
