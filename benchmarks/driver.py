@@ -37,10 +37,14 @@ class OutOfTimeError(ContenderError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """How to start a contender. command: its argv, which ends with its arguments as JSON."""
+    """How to start a contender. command: its argv, which ends with its arguments as JSON.
+
+    variables: of its environment, beside ours.
+    """
 
     name: str
     command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def ours(cls, name: str, kind: str, **arguments: Any) -> Start:
@@ -189,7 +193,7 @@ def started(
                     stderr=file,
                     text=True,
                     cwd=ROOT,
-                    env=environment(),
+                    env={**environment(), **start.variables},
                 )
             except OSError as exc:
                 leave_out(start.name, ContenderError(f"{start.name} cannot be run: {exc}"))

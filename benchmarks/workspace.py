@@ -8,8 +8,10 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from action_export.serve.installation import KEEP_MEMORY
 
 from benchmarks import driver
 from benchmarks.driver import Process, Start
@@ -75,8 +77,10 @@ class Workspace:
     def ours(self, case: Case, engine: str) -> tuple[Start, Start]:
         """The runtime alone, and our client with a server."""
         repo = str(self.repo(case, engine))
+        alone = Start.ours(f"runtime {engine}", "runtime", repo=repo)
         return (
-            Start.ours(f"runtime {engine}", "runtime", repo=repo),
+            # with the memory that the server has
+            replace(alone, variables={"GLIBC_TUNABLES": KEEP_MEMORY}),
             Start.ours(f"ours {engine}", "ours", repo=repo),
         )
 

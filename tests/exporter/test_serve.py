@@ -22,6 +22,7 @@ import onnx
 import pytest
 from action_export.errors import DependencyError, RepositoryError, ServeError
 from action_export.serve import Server, ServerOptions, installation, memory, serve
+from action_export.serve.installation import KEEP_MEMORY, Installation, environment
 from action_export.serve.log import load_errors
 from onnx import TensorProto, numpy_helper
 from onnx import helper as oh
@@ -284,6 +285,25 @@ def test_the_server_names_its_models_and_addresses(server: Server) -> None:
     assert server.metrics_url
     assert "Started GRPCInferenceService" in server.log_text()
     server.check_running()
+
+
+def test_the_server_and_its_models_keep_the_memory_that_they_free(server: Server) -> None:
+    threads = Path(f"/proc/{server.pid}/task").glob("*/children")
+    children = [pid for thread in threads for pid in thread.read_text("ascii").split()]
+    assert children
+    for pid in (str(server.pid), *children):
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode()
+        # glibc splits the string where it stands, once it has read it
+        assert all(tunable in variables for tunable in KEEP_MEMORY.split(":"))
+
+
+def test_tunables_of_the_user_come_last_and_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "glibc.malloc.trim_threshold=4096"
+    monkeypatch.setenv("GLIBC_TUNABLES", own)
+    found = environment(Installation(program=tmp_path), tmp_path)
+    assert found["GLIBC_TUNABLES"] == f"{KEEP_MEMORY}:{own}"
 
 
 def test_concurrent_requests_share_an_execution_and_every_row_is_right(server: Server) -> None:
