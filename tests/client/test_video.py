@@ -191,9 +191,57 @@ def test_a_keyframe_is_decoded_alone(tmp_path: Path, decoded: list) -> None:
 
 
 def test_decoding_stops_at_the_last_needed_frame(tmp_path: Path, decoded: list) -> None:
-    path = encode(tmp_path / "long.mp4", moving_shapes(200))
+    path = encode(tmp_path / "long.mp4", moving_shapes(200), Encoding(options={"bf": "0"}))
     read(path, lambda total: [0, 3, 9])
     assert len(decoded) == 10
+
+
+# I b b P b b P ..., where nothing refers to a b.
+EVERY_THIRD_REFERRED_TO = "bframes=2:b-adapt=0:b-pyramid=none:scenecut=0"
+
+
+@pytest.mark.parametrize("more", ["", ":slices=4"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_pictures_that_nothing_refers_to_are_decoded_only_if_needed(
+    suffix: str, more: str, tmp_path: Path, decoded: list
+) -> None:
+    options = {"x264-params": EVERY_THIRD_REFERRED_TO + more}
+    path = encode(tmp_path / f"b.{suffix}", moving_shapes(61, 144, 192), Encoding(options=options))
+    expected = read(path)
+    times = decoded.copy()
+    assert len(times) == 61
+    decoded.clear()
+    needed = [1, 9, 14, 15, 47]
+    assert np.array_equal(read(path, lambda total: needed), expected[needed])
+    assert decoded == [times[i] for i in range(48) if i % 3 == 0 or i in needed]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        # With temporal layers, what HEVC marks as not referred to may be so from a higher layer.
+        ("layers.mp4", Encoding(codec="libx265", options={"x265-params": "log-level=none"})),
+        # Packets that hold more than slices: the timing of each picture, its fields.
+        ("fields.mp4", Encoding(options={"x264-params": "interlaced=1:bframes=2"})),
+        (
+            "timing.mp4",
+            Encoding(
+                options={"x264-params": "nal-hrd=vbr:vbv-maxrate=900:vbv-bufsize=900:bframes=2"}
+            ),
+        ),
+        # A container whose times may be made up.
+        ("b.flv", Encoding(options=CLOSED_GOPS)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_where_the_mark_is_no_proof_every_picture_is_decoded(
+    name: str, encoding: Encoding, tmp_path: Path, decoded: list
+) -> None:
+    path = encode(tmp_path / name, moving_shapes(40, 144, 192), encoding)
+    expected = read(path)
+    decoded.clear()
+    assert np.array_equal(read(path, lambda total: [5, 39]), expected[[5, 39]])
+    assert len(decoded) == 40
 
 
 def test_frames_are_converted_one_by_one_before_they_are_kept(tmp_path: Path) -> None:
@@ -449,6 +497,37 @@ def test_damage_is_an_error_only_where_it_matters(streamable: Path, tmp_path: Pa
     message = refusal(path)
     decodable = int(message.partition(" of its 60 frames can be decoded")[0].split()[-1])
     assert 12 <= decodable < 60
+
+
+def test_damage_in_what_a_needed_frame_refers_to_is_an_error(tmp_path: Path) -> None:
+    """Only frames that nothing refers to may be missing without a word."""
+    options = {"x264-params": EVERY_THIRD_REFERRED_TO}
+    whole = encode(tmp_path / "whole.mp4", moving_shapes(31, 144, 192), Encoding(options=options))
+    expected = read(whole)[[0, 15]]
+
+    def damage(mark: int) -> Path:
+        """Empties the slices of the first picture from the 4th packet on with this mark."""
+        done: list[int] = []
+
+        def change(number: int, packet: av.Packet) -> list[av.Packet]:
+            content = bytearray(bytes(packet))
+            if number < 4 or done or (content[4] >> 5 > 0) != mark:
+                return [packet]
+            done.append(number)
+            at = 0
+            while at < len(content):
+                end = at + 4 + int.from_bytes(content[at : at + 4], "big")
+                content[at + 5 : end] = bytes(end - at - 5)
+                at = end
+            copy = av.Packet(bytes(content))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.duration = packet.duration
+            return [copy]
+
+        return remux(whole, tmp_path / f"damaged-{mark}.mp4", change)
+
+    assert np.array_equal(read(damage(mark=0), lambda total: [0, 15]), expected)
+    assert "can be decoded" in refusal(damage(mark=1), lambda total: [0, 15])
 
 
 def test_a_playlist_cannot_make_the_client_connect(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ How a frame is found:
 1. A pass over the packets, without decoding, numbers the frames by their presentation time.
 2. Decoding checks every frame that comes out against that numbering, so a wrong one is noticed.
 3. Where the needed frames lie far apart, decoding jumps to the keyframe before the next one.
-4. When check 2 fails, or packets carry no usable times, the frames are numbered by decoding them
+4. H.264 pictures that are neither needed nor referred to are left out of decoding.
+5. When check 2 fails, or packets carry no usable times, the frames are numbered by decoding them
    all, and then fetched in a second pass.
 """
 
@@ -84,9 +85,9 @@ def read_frames(
     try:
         if index is not None:
             plan = choose(info)
-            for seeking in (True, False) if index.seekable else (False,):
+            for thrifty in (True, False) if index.seekable else (False,):
                 try:
-                    found = _frames_by_index(path, index, plan.frame_numbers, seeking)
+                    found = _frames_by_index(path, index, plan.frame_numbers, thrifty)
                     return plan, _collect(found, len(plan.frame_numbers), convert)
                 except _NotAsIndexedError:
                     continue
@@ -241,30 +242,79 @@ def _index_of(packets: Sequence[_Packet], *, seekable: bool) -> _Index | None:
 
 
 def _frames_by_index(
-    path: Path, index: _Index, numbers: Iterable[int], seeking: bool
+    path: Path, index: _Index, numbers: NDArray[np.int32], thrifty: bool
 ) -> Iterator[VideoFrame]:
-    """The frames of these ascending numbers; _NotAsIndexedError if the index proves wrong."""
+    """The frames of these ascending numbers; _NotAsIndexedError if the index proves wrong.
+
+    thrifty: jump, and leave out what no needed frame refers to.
+    """
     with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        frames, position = _decoded(container.demux(stream)), -1
+        sieve = _Sieve(stream, index.pts[numbers].tolist() if thrifty else None)
+        frames, position = _decoded(sieve(container.demux(stream))), -1
         for wanted in numbers:
             key = index.key_before(wanted)
-            if seeking and key - position > _FRAMES_WORTH_A_SEEK:
-                frames, position = _jump(container, stream, index, key)
+            if thrifty and key - position > _FRAMES_WORTH_A_SEEK:
+                packets, position = _jump(container, stream, index, key)
+                frames = _decoded(sieve(packets))
             frame = None
             while position < wanted:
                 frame = next(frames, None)
                 position += 1
+                while position < wanted and index.pts[position] in sieve.left_out:
+                    position += 1
                 if frame is None or frame.pts != index.pts[position]:
                     raise _NotAsIndexedError
             assert frame is not None
             yield frame
 
 
+class _Sieve:
+    """Lets through the packets that the needed frames depend on, and notes the others' times.
+
+    H.264 marks pictures that no other one refers to (nal_ref_idc 0, ITU-T H.264 7.4.1), mostly
+    B-frames. The decoder's own skip_frame=NONREF would leave out the same ones, but doesn't tell
+    them from those that it fails to decode. HEVC's mark holds for one temporal layer only.
+    """
+
+    def __init__(self, stream: VideoStream, needed: Iterable[int] | None) -> None:
+        """needed: presentation times of the needed frames; None lets every packet through."""
+        self.left_out: set[int] = set()
+        self._needed = frozenset(needed or ())
+        header = stream.codec_context.extradata or b""
+        # Only headers of this kind ("avcC", version 1) go with lengths before the units.
+        fits = stream.codec.canonical_name == "h264" and len(header) > 4 and header[0] == 1
+        self._length_bytes = (header[4] & 3) + 1 if fits and needed is not None else 0
+
+    def __call__(self, packets: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+        if not self._length_bytes:
+            yield from packets
+            return
+        for packet in packets:
+            if packet.pts is None or packet.pts in self._needed or not self._is_spare(packet):
+                yield packet
+            else:
+                self.left_out.add(packet.pts)
+
+    def _is_spare(self, packet: Packet[VideoStream]) -> bool:
+        """Whether it has nothing but slices of a picture that no other one refers to."""
+        data, at = memoryview(packet), 0
+        while at + self._length_bytes < len(data):
+            start = at + self._length_bytes
+            if data[start] != _SPARE_SLICE:
+                return False
+            at = start + int.from_bytes(data[at:start], "big")
+        return at == len(data) > 0
+
+
+# forbidden_zero_bit 0, nal_ref_idc 0, nal_unit_type 1: a slice outside of an IDR picture
+_SPARE_SLICE = 0b0_00_00001
+
+
 def _jump(
     container: InputContainer, stream: VideoStream, index: _Index, key: int
-) -> tuple[Iterator[VideoFrame], int]:
-    """Frames from a keyframe at or before number `key` on, and the number before their first."""
+) -> tuple[Iterator[Packet[VideoStream]], int]:
+    """Packets from a keyframe at or before number `key` on, and the number before their first."""
     container.seek(int(index.pts[key]), stream=stream)
     packets = container.demux(stream)
     first = next(packets, None)
@@ -274,7 +324,7 @@ def _jump(
     if landed is None or landed > key:
         raise _NotAsIndexedError
     # The decoder drops an open GOP's leading pictures, whose references were jumped over.
-    return _decoded(chain([first], packets)), landed - 1
+    return chain([first], packets), landed - 1
 
 
 def _frames_by_count(path: Path, numbers: Iterable[int]) -> Iterator[VideoFrame]:
