@@ -100,7 +100,7 @@ def test_a_plan_runs_on_the_largest_batch_as_well(
     clips = replace(tiny.tensors.clips, max_batch_size=largest)
     checks = parity.verify_runner(run, pair, clips, TOLERANCE, "plan")
     assert [check.name for check in checks] == [f"plan, batch {size}" for size in sizes]
-    assert ran == [1, *sizes]  # of one, each video
+    assert ran == [*reversed(sizes), 1]  # the largest first; of one, each video
 
 
 # --- Wrong graphs -------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def batch_of_one(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_batch_that_is_fixed_to_one_is_caught(
     tiny: Tiny, batch_of_one: Path, pair: tuple[Reference, ...]
 ) -> None:
-    with pytest.raises(ParityError, match="does not run on a batch of 2") as caught:
+    with pytest.raises(ParityError, match="does not run on a batch of 3") as caught:
         verify(tiny, batch_of_one, pair)
     assert "\n" not in caught.value.message
 
@@ -289,7 +289,7 @@ def test_a_batch_that_is_fixed_inside_and_free_outside_is_caught(
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
     onnx.save(model, tmp_path / "wrong.onnx")
-    with pytest.raises(ParityError, match="batch of 2"):
+    with pytest.raises(ParityError, match="batch of 3"):
         verify(tiny, tmp_path / "wrong.onnx", pair)
 
 
@@ -301,7 +301,7 @@ def test_all_videos_of_a_batch_in_one_row_are_caught(
         oh.make_node("ReduceMean", ["right", "batch_axis"], ["scores"], keepdims=1),
     ]
     path = ending_with(right, nodes, tmp_path / "wrong.onnx")
-    with pytest.raises(ParityError, match=r"turns a batch of 2 into \[1, 10\]"):
+    with pytest.raises(ParityError, match=r"turns a batch of 3 into \[1, 10\]"):
         verify(tiny, path, pair)
 
 
