@@ -28,7 +28,8 @@ than five.
   H.264, 280 frames in ten seconds; 340x256 unless said otherwise.
 - Every contender has a process of its own, and its own server where it needs one. They take turns,
   round by round, so ratios are taken within a round and hold on noisy machines; the median of the
-  rounds is told, with the first and third quartile.
+  rounds is told, with the first and third quartile. Between two answers lies a tenth of a second,
+  because the threads of a runtime spin for a while after theirs.
 - Every answer, also of those with many callers, is compared with mmaction2's, or where that
   is not run with the first contender's: float32 within 1e-3 of the spread of the scores. What
   differs is told as wrong, and not timed; but [mmdeploy's SDK](../benchmarks/mmdeploy.md), which is
