@@ -162,6 +162,14 @@ def test_a_cpu_without_bf16_proves_float32_and_says_so(
     assert any("proved in float32 only" in note for note in result.manifest["notes"])
 
 
+def test_bf16_that_only_the_hint_brings_is_proved_where_it_is_asked_for(
+    request_: ExportRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "has_bf16", lambda *, hinted=False: hinted)
+    asked = replace(request_, triton_repo=tmp_path / "repo", precision="bf16")
+    assert "OpenVINO in bf16, batch 1" in bounds(api.export(asked))
+
+
 @pytest.mark.parametrize(
     ("official", "has_bf16", "bound"),
     [(True, True, 40 * 2**-8), (True, False, 1e-4), (False, True, 1e-4)],
