@@ -265,7 +265,7 @@ class TorchExport:
 def native_frames(video: str, contract: Contract) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """The distinct frames that the contract samples, as they are decoded, and their index."""
     from action_client._request import plan
-    from action_client._video import read_frames
+    from action_runtime.video import read_frames
 
     chosen, frames = read_frames(
         Path(video), lambda info: plan(info.total_frames, info.fps, contract)

@@ -8,6 +8,7 @@ become int32, which truncates.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,18 @@ from .spec import DenseSampleFrames, SampleFrames, Sampler, UniformSample
 
 Indices = NDArray[np.int32]
 _Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """Which frames of a video a model needs, and where each sampled position finds its frame.
+
+    frame_numbers: int32, ascending, each frame once; 0 is the first frame of the video.
+    frame_index: int32 [positions of the contract]; row of `frame_numbers` for each position.
+    """
+
+    frame_numbers: NDArray[np.int32]
+    frame_index: NDArray[np.int32]
 
 
 def sample(total_frames: int, fps: float | None, sampler: Sampler) -> Indices:

@@ -266,14 +266,15 @@ def test_sigint_ends_it_cleanly(server: FakeTriton, clip: Path) -> None:
 def test_sigint_ends_a_long_decode_at_once(server: FakeTriton, clip: Path) -> None:
     program = """
 import sys, time
-from action_client import _video, cli
-decoded = _video._decoded
+from action_client import cli
+from action_runtime import video
+decoded = video._decoded
 def slowly(packets):
     for frame in decoded(packets):
         print("decoding", file=sys.stderr, flush=True)
         time.sleep(1)
         yield frame
-_video._decoded = slowly
+video._decoded = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
     with subprocess.Popen(

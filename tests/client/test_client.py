@@ -29,13 +29,14 @@ from action_client import (
     VideoError,
     _request,
     _transport,
-    _video,
     plan,
     published_models,
 )
 from action_runtime import jpeg, sampling, wire
+from action_runtime import video as decoding
 from action_runtime.spec import Contract
 from action_runtime.transforms import make_clips
+from action_runtime.video import read_frames
 from support.encode import encode, moving_shapes
 from support.fake_triton import FakeModel, FakeTriton, fake_triton, scores_of
 
@@ -81,7 +82,7 @@ def test_a_file_gets_the_scores_of_its_sampled_frames(
     classify: Call, server: FakeTriton, clip: Path, contract: Contract
 ) -> None:
     found = classify(server.url, "moves", clip)
-    frames = _video.read_frames(clip, lambda info: plan_of_all(info.total_frames))[1]
+    frames = read_frames(clip, lambda info: plan_of_all(info.total_frames))[1]
     expected = expected_scores(frames, contract)
     assert found.scores.dtype == np.float32
     assert np.array_equal(found.scores, expected)
@@ -180,7 +181,7 @@ def test_a_file_is_sent_as_jpeg_of_the_target_size(
     (files,) = lossy_server.received.frames
     count = len(plan(60, None, lossy_contract).frame_numbers)
     assert jpeg.decode(files).shape == (count, 48, 64, 3)
-    exact = _video.read_frames(clip, lambda info: plan_of_all(info.total_frames))[1]
+    exact = read_frames(clip, lambda info: plan_of_all(info.total_frames))[1]
     expected = expected_scores(exact, lossy_contract)
     assert not np.array_equal(found.scores, expected)
     assert np.abs(found.scores - expected).max() < 1
@@ -241,13 +242,13 @@ def test_awaited_requests_are_on_their_way_together(server: FakeTriton, contract
 def test_decoding_does_not_hold_up_the_event_loop(
     server: FakeTriton, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = _request.read_frames
+    original = decoding.read_frames
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.4)
         return original(*arguments)
 
-    monkeypatch.setattr(_request, "read_frames", slow)
+    monkeypatch.setattr(decoding, "read_frames", slow)
 
     async def run() -> int:
         ticks = 0

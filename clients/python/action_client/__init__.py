@@ -11,6 +11,7 @@ sends each sampled frame once. `AsyncVideoClient` is the same for asyncio; `plan
 that decode by their own means.
 """
 
+from action_runtime.sampling import Plan
 from action_runtime.spec import Contract
 
 from ._async_client import AsyncVideoClient
@@ -28,7 +29,7 @@ from ._errors import (
     VideoError,
 )
 from ._request import plan
-from ._types import Classification, Plan, Prediction, Timings
+from ._types import Classification, Prediction, Timings
 
 __all__ = [
     "ActionClientError",

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from action_runtime import jpeg, sampling, transforms, wire
+from action_runtime import jpeg, sampling, transforms, video, wire
+from action_runtime.sampling import Plan
 from action_runtime.spec import Contract, Resize, SampleFrames
 from numpy.typing import NDArray
 
-from ._errors import DependencyError, InvalidRequestError
-from ._types import Frames, Plan, Request, SampledFrames
-from ._video import read_frames
+from ._errors import DependencyError, InvalidRequestError, VideoError
+from ._types import Frames, Request, SampledFrames
 
 # gRPC refuses messages of 2 GiB. The names and shapes around the tensors take less than this.
 _LARGEST_MESSAGE = 2**31 - 1
@@ -97,9 +97,12 @@ def sample_file(path: Path, contract: Contract) -> SampledFrames:
     """Raises VideoError, and InvalidRequestError where `require_rgb` and `plan` do."""
     require_rgb(contract)
     resizer = _Resizer(contract.resize)
-    chosen, frames = read_frames(
-        path, lambda info: plan(info.total_frames, info.fps, contract), resizer
-    )
+    try:
+        chosen, frames = video.read_frames(
+            path, lambda info: plan(info.total_frames, info.fps, contract), resizer
+        )
+    except video.VideoError as exc:
+        raise VideoError(exc.message, hint=exc.hint) from exc
     return SampledFrames(
         frames=frames, frame_index=chosen.frame_index, resize_ms=resizer.spent_s * 1e3
     )

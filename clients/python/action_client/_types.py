@@ -1,4 +1,4 @@
-"""What goes in and comes out of the client: plans, predictions, classifications."""
+"""What goes in and comes out of the client: frames, predictions, classifications."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 """Pixels [F, H, W, C]: RGB, or x and y of optical flow."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Plan:
-    """Which frames of a video a model needs, and where each sampled position finds its frame.
-
-    frame_numbers: int32, ascending, each frame once; 0 is the first frame of the video.
-    frame_index: int32 [positions of the contract]; row of `frame_numbers` for each position.
-    """
-
-    frame_numbers: NDArray[np.int32]
-    frame_index: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._errors import VideoError
-from ._types import Frames, Plan
+from .sampling import Plan
+from .transforms import Frames
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -51,6 +51,18 @@ _SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1")
 _FRAMES_WORTH_A_SEEK = 16
 
 _REPAIR_HINT = "fetch the file again, or keep what is there: ffmpeg -i IN -c:v libx264 OUT.mp4"
+
+
+class VideoError(ValueError):
+    """The file is no video, or frames that are needed cannot be decoded from it.
+
+    message: the fact. hint: what its owner can do.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,9 @@ import av
 import decord
 import numpy as np
 import pytest
-from action_client import Plan, VideoError, _video
+from action_runtime import video
+from action_runtime.sampling import Plan
+from action_runtime.video import VideoError
 from support.encode import Encoding, encode, moving_shapes
 from support.videos import real_videos
 
@@ -22,10 +24,10 @@ OPEN_GOP = "open-gop=1:keyint=24:min-keyint=24:bframes=3:b-adapt=0:scenecut=0"
 CLOSED_GOPS = {"g": "24", "bf": "3"}
 
 
-def take(numbers: Callable[[int], Sequence[int]]) -> Callable[[_video.VideoInfo], Plan]:
+def take(numbers: Callable[[int], Sequence[int]]) -> Callable[[video.VideoInfo], Plan]:
     """A plan of these frame numbers, given the length."""
 
-    def choose(info: _video.VideoInfo) -> Plan:
+    def choose(info: video.VideoInfo) -> Plan:
         chosen = np.array(sorted(set(numbers(info.total_frames))), np.int32)
         return Plan(frame_numbers=chosen, frame_index=np.arange(len(chosen), dtype=np.int32))
 
@@ -33,17 +35,17 @@ def take(numbers: Callable[[int], Sequence[int]]) -> Callable[[_video.VideoInfo]
 
 
 def read(path: Path, numbers: Callable[[int], Sequence[int]] = range) -> np.ndarray:
-    return _video.read_frames(path, take(numbers))[1]
+    return video.read_frames(path, take(numbers))[1]
 
 
-def info_of(path: Path) -> _video.VideoInfo:
+def info_of(path: Path) -> video.VideoInfo:
     seen = []
 
-    def choose(info: _video.VideoInfo) -> Plan:
+    def choose(info: video.VideoInfo) -> Plan:
         seen.append(info)
         return take(lambda total: [0])(info)
 
-    _video.read_frames(path, choose)
+    video.read_frames(path, choose)
     return seen[-1]
 
 
@@ -56,14 +58,14 @@ def decord_reader(path: Path) -> decord.VideoReader:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Presentation times of all frames that are decoded from here on, in order."""
     times: list[int | None] = []
-    original = _video._decoded
+    original = video._decoded
 
     def recording(packets):
         for frame in original(packets):
             times.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(_video, "_decoded", recording)
+    monkeypatch.setattr(video, "_decoded", recording)
     return times
 
 
@@ -252,7 +254,7 @@ def test_frames_are_converted_one_by_one_before_they_are_kept(tmp_path: Path) ->
         seen.append(frame.shape)
         return frame[:, ::2, ::2]
 
-    _, frames = _video.read_frames(path, take(lambda total: [1, 20, 29]), halve)
+    _, frames = video.read_frames(path, take(lambda total: [1, 20, 29]), halve)
     assert seen == [(1, 72, 96, 3)] * 3
     assert np.array_equal(frames, read(path, lambda total: [1, 20, 29])[:, ::2, ::2])
 
@@ -262,7 +264,7 @@ def test_a_seek_that_lands_behind_its_keyframe_is_noticed(
 ) -> None:
     path = encode(tmp_path / "clip.mp4", moving_shapes(100), Encoding(options=CLOSED_GOPS))
     expected = read(path)[[2, 50, 90]]
-    original = _video._jump
+    original = video._jump
     landed = []
 
     class Unmoved:
@@ -282,7 +284,7 @@ def test_a_seek_that_lands_behind_its_keyframe_is_noticed(
         landed.append(key)
         return original(Unmoved(container, 3_900_000), stream, index, key)
 
-    monkeypatch.setattr(_video, "_jump", astray)
+    monkeypatch.setattr(video, "_jump", astray)
     assert np.array_equal(read(path, lambda total: [2, 50, 90]), expected)
     assert landed
 
@@ -362,11 +364,11 @@ def test_packets_without_a_picture_are_noticed_and_not_counted(suffix: str, tmp_
     assert np.array_equal(read(path), read(whole))
     totals = []
 
-    def choose(info: _video.VideoInfo) -> Plan:
+    def choose(info: video.VideoInfo) -> Plan:
         totals.append(info.total_frames)
         return take(lambda total: [4, 40, 59])(info)
 
-    assert np.array_equal(_video.read_frames(path, choose)[1], read(whole)[[4, 40, 59]])
+    assert np.array_equal(video.read_frames(path, choose)[1], read(whole)[[4, 40, 59]])
     assert totals == [62, 60]
 
 
