@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from action_runtime import wire
 from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
@@ -21,6 +20,7 @@ from action_export.parity import compare_scores
 from action_export.reference import Reference
 from action_export.serve import ServerOptions, find_installation, serve
 from action_export.types import Check, Tensors
+from action_export.wire import pack_as_stated
 
 _ROUNDS = 2
 _TIMEOUT_S = 600.0
@@ -91,9 +91,7 @@ def _runs_on_gpu(url: str, model: str) -> bool:
 
 def _frames(reference: Reference, contract: Contract) -> NDArray[Any]:
     """Pixels of full size, which leave all to the server; JPEG of those that a client sends."""
-    if contract.wire is None:
-        return reference.frames
-    return wire.pack(wire.shrink(reference.frames, contract.resize), contract)
+    return reference.frames if contract.wire is None else pack_as_stated(reference.frames, contract)
 
 
 def _infer(

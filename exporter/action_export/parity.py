@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from action_runtime import jpeg
 from action_runtime.sampling import sample
 from action_runtime.spec import Contract
 from action_runtime.transforms import BadRequestError, make_clips, pixel_library
@@ -30,7 +31,8 @@ from action_export.errors import (
     first_line,
 )
 from action_export.reference import Reference
-from action_export.types import Check, TensorSpec
+from action_export.types import Check, Tensors, TensorSpec
+from action_export.wire import pack_as_stated
 
 # Property 1: how many times the bound two references must lie apart.
 MARGIN = 10.0
@@ -126,6 +128,32 @@ def verify_graph(
     """
     sizes = [size for size in (1, 2, 3) if size <= clips.max_batch_size]
     return _verify(_session(path, clips), references, sizes, tolerance, name)
+
+
+def verify_jpeg(
+    path: Path, references: tuple[Reference, ...], contract: Contract, bound: float
+) -> Check:
+    """What JPEG costs on the way: the clips of the files that a client sends, in the ONNX file.
+
+    Every reference counts, also those that a wide bound could not tell from others: what JPEG costs
+    differs a hundredfold from one video to the next.
+
+    Raises:
+        ParityError: the encoder does not do what the contract says.
+    """
+    run = _session(path, Tensors.of(contract, max_batch_size=1).clips)
+    errors = []
+    for reference in references:
+        frames = jpeg.decode(pack_as_stated(reference.frames, contract), contract)
+        scores = run(make_clips(frames, reference.frame_index, contract))
+        errors.append(_difference(scores[0], reference))
+    return Check(
+        name="JPEG",
+        error=float(np.max(errors)),
+        bound=bound,
+        unit="of spread",
+        detail=f"{len(references)} videos",
+    )
 
 
 def verify_runner(

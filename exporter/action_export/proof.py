@@ -70,6 +70,8 @@ class Proof:
             step.result = parity.summary(scores)
         parity.require(pixels + scores)
         graph, checks, engine = exact, pixels + scores, None
+        if job.contract.wire is not None:
+            checks += self._prove_jpeg(exact, references)
         notes: tuple[str, ...] = ()
         kind = job.request.precision
         if kind != "fp32":
@@ -93,6 +95,16 @@ class Proof:
         served = self._prove_live(distinct)
         parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
         return Proved(graph=graph, engine=engine, checks=checks + served, notes=notes)
+
+    def _prove_jpeg(self, exact: Graph, references: tuple[Reference, ...]) -> tuple[Check, ...]:
+        job = self.job
+        with self.steps("prove JPEG") as step:
+            check = parity.verify_jpeg(
+                exact.path, references, job.contract, job.family.tolerance + job.wire_bound
+            )
+            step.result = f"{parity.summary((check,))}, {check.detail}"
+        parity.require((check,), LOSSY_HINT)
+        return (check,)
 
     def _reduce(
         self, kind: Reduced, exact: Graph, references: tuple[Reference, ...]

@@ -17,6 +17,7 @@ from typing import Any
 from action_runtime.spec import PARAMETER, Contract, ContractError
 
 from action_export.errors import ContractChangedError, NameRefusedError, RepositoryError
+from action_export.image import DOCKERFILE, OPENCV, needs_opencv
 from action_export.triton import ONNX_RUNTIME, RecognizerRuntime
 from action_export.types import Device, Tensors
 
@@ -94,8 +95,11 @@ def plan(
     runtime: RecognizerRuntime = ONNX_RUNTIME,
     device: Device = "auto",
     version: int | None = None,
+    image: str = "24.10-py3",
 ) -> Plan:
     """Decides the version and renders every file but the graph and the manifest.
+
+    image: the tag of NVIDIA's image that serves it.
 
     Raises:
         ContractChangedError: the name is taken by a model with another contract or other tensors.
@@ -122,6 +126,10 @@ def plan(
             hint=f"--model-version {latest + 1} or higher; Triton serves the highest",
         )
     versioned = {f"{names.preprocess}/{chosen}/{path}": text for path, text in _runtime().items()}
+    if needs_opencv(contract):
+        template = _environment().get_template("Dockerfile.j2")
+        path = f"{names.preprocess}/{chosen}/{DOCKERFILE}"
+        versioned[path] = template.render(image=image, opencv=OPENCV)
     if runtime.script is not None:
         folder = f"{names.recognizer}/{chosen}"
         template = _environment().get_template("build_plan.sh.j2")

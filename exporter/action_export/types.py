@@ -143,7 +143,7 @@ class ExportRequest:
     server_tensorrt: the TensorRT in its image, where this package does not know the release.
     calibration: the videos whose values give the scales of int8.
     wire: how frames travel to the server: as pixels, or as JPEG of `jpeg_quality`, which is lossy;
-        None is a quality of 95.
+        None is a quality of 90.
     format: what the recognizer is served as: model.onnx, the IR of OpenVINO, or a plan of TensorRT.
     accelerate: let ONNX Runtime run model.onnx with its TensorRT provider, where there is one.
     plan_in_container: write model.onnx and the script that builds the plan in the serving image.

@@ -76,7 +76,7 @@ class TritonPythonModel:
     def _frames(self, request: Any) -> Any:
         tensor = pb_utils.get_input_tensor_by_name(request, self._contract.frames_tensor)
         sent = tensor.as_numpy()
-        return sent if self._contract.wire is None else jpeg.decode(sent)
+        return sent if self._contract.wire is None else jpeg.decode(sent, self._contract)
 
 
 def _error(message: str, code: Any) -> Any:

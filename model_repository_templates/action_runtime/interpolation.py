@@ -75,9 +75,11 @@ class _Blend:
     """The two passes over one frame, in memory that the next frame uses again."""
 
     def __init__(self, lines: int, height: int, numbers: int) -> None:
-        self._taken = np.empty((lines, numbers), np.uint8)
-        self._across, self._right = np.empty((2, lines, numbers), np.int32)
-        self._upper, self._lower = np.empty((2, height, numbers), np.int32)
+        self._taken: Frames = np.empty((lines, numbers), np.uint8)
+        self._across: NDArray[np.int32] = np.empty((lines, numbers), np.int32)
+        self._right: NDArray[np.int32] = np.empty_like(self._across)
+        self._upper: NDArray[np.int32] = np.empty((height, numbers), np.int32)
+        self._lower: NDArray[np.int32] = np.empty_like(self._upper)
 
     def columns(
         self, lines: Frames, sources: NDArray[np.intp], weights: NDArray[np.int32]

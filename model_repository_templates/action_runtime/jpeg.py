@@ -1,9 +1,8 @@
 """Frames as JPEG files, one for each, where the contract says so: small on the wire, and lossy.
 
 Both ends use OpenCV, so `pixel_library`'s OpenCVMissingError is raised where it is missing.
-Chroma is halved (4:2:0), as in the video that the frames come from. In frames of real videos at
-256 lines and quality 95, 4:4:4 took 20 to 23 % more bytes; optimised Huffman tables took 3 to 6 %
-fewer and two to four times as long to encode; restart markers serve decoders that nobody uses here.
+Optimised Huffman tables took 3 to 6 % fewer bytes and two to four times as long to encode; restart
+markers serve decoders that nobody uses here.
 """
 
 from __future__ import annotations
@@ -15,11 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .spec import Contract, FixedResize, Jpeg, KeepRatioResize, Resize
 from .transforms import BadRequestError, Frames, OpenCVMissingError
 
 # What a request of pixels can hold, gRPC's largest message. A request of files must not decode into
 # more: a file of a few kilobytes can announce 65535 x 65535 pixels.
 _MOST_BYTES = 2**31 - 1
+
+# Of a frame whose long side the contract leaves open: wider than any camera's picture, and narrower
+# than what only serves to fill the server's memory.
+_MOST_ASPECT = 16
+# 8K (DCI): of a frame that the contract does not resize.
+_MOST_PIXELS = 8192 * 4320
+# Each scan of a progressive file goes over the whole picture, and may take 20 bytes of the file.
+# libjpeg's own script has 10 scans.
+_MOST_SCANS = 64
 
 
 def require_codec() -> Any:
@@ -33,12 +42,27 @@ def require_codec() -> Any:
         ) from exc
 
 
-def encode(frames: Frames, quality: int) -> NDArray[np.object_]:
+def most_pixels(resize: Resize | None) -> int:
+    """Of a frame as a client sends it: no larger than the resize makes it (see `wire.shrink`)."""
+    match resize:
+        case None:
+            return _MOST_PIXELS
+        case FixedResize():
+            return resize.width * resize.height
+        case KeepRatioResize():
+            return resize.short * (resize.long or resize.short * _MOST_ASPECT)
+
+
+def encode(frames: Frames, how: Jpeg) -> NDArray[np.object_]:
     """A file of each RGB frame, uint8 [F, H, W, 3] to bytes [F]."""
     cv2 = require_codec()
+    sampling = {
+        "halved": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        "full": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    }
     options = [
-        *(cv2.IMWRITE_JPEG_QUALITY, quality),
-        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+        *(cv2.IMWRITE_JPEG_QUALITY, how.quality),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling[how.chroma]),
     ]
     files = np.empty(len(frames), np.object_)
     bgr = np.empty(frames.shape[1:], np.uint8)
@@ -48,15 +72,15 @@ def encode(frames: Frames, quality: int) -> NDArray[np.object_]:
     return files
 
 
-def decode(files: NDArray[np.object_]) -> Frames:
+def decode(files: NDArray[np.object_], contract: Contract) -> Frames:
     """The RGB frames, uint8 [F, H, W, 3], of files that are all of one size.
 
     Raises:
         BadRequestError: no files, one that is no JPEG, lacks its EOI or cannot be decoded, sizes
-            that differ, or too many pixels.
+            that differ, or more files, pixels or scans than a client of this contract sends.
     """
     cv2 = require_codec()
-    height, width = _common_size(files)
+    height, width = _common_size(files, contract)
     frames = np.empty((len(files), height, width, 3), np.uint8)
     # The pixels as they are stored, whatever way up a camera's note in the file wants them shown.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -71,11 +95,12 @@ def decode(files: NDArray[np.object_]) -> Frames:
     return frames
 
 
-def _common_size(files: NDArray[np.object_]) -> tuple[int, int]:
+def _common_size(files: NDArray[np.object_], contract: Contract) -> tuple[int, int]:
     """(height, width) of all files by their headers, before any pixel of one is decoded."""
-    if files.ndim != 1 or not files.size:
+    if files.ndim != 1 or not 0 < files.size <= contract.positions:
         raise BadRequestError(
-            f"frames_jpeg must be one JPEG file for each frame, [F]; got shape {list(files.shape)}"
+            "frames_jpeg must be one JPEG file for each distinct frame, [F], with F at most the "
+            f"{contract.positions} sampled positions; got shape {list(files.shape)}"
         )
     sizes = [_announced_size(row, file) for row, file in enumerate(files)]
     first = sizes[0]
@@ -83,6 +108,12 @@ def _common_size(files: NDArray[np.object_]) -> tuple[int, int]:
         if size != first:
             raise _refusal(row, f"has {_wxh(size)} pixels, and the first one {_wxh(first)}")
     height, width = first
+    most = most_pixels(contract.resize)
+    if height * width > most:
+        raise BadRequestError(
+            f"frames_jpeg has frames of {_wxh(first)}, and one of this model has at most {most} "
+            "pixels once it is resized as the serving contract says: resize before encoding"
+        )
     if len(files) * height * width * 3 > _MOST_BYTES:
         raise BadRequestError(
             f"{len(files)} frames of {_wxh(first)} are more than the 2 GiB of pixels that a "
@@ -99,6 +130,9 @@ def _announced_size(row: int, file: bytes) -> tuple[int, int]:
     # off; it does not find what is missing before an EOI.
     if file[-2:] != b"\xff\xd9":
         raise _refusal(row, "is cut short: it does not end with the marker EOI")
+    # Within a scan, 0xFF is followed by 0 or by a restart marker, so this counts scans.
+    if (scans := file.count(b"\xff\xda")) > _MOST_SCANS:
+        raise _refusal(row, f"has {scans} scans, and {_MOST_SCANS} are read")
     at = 2
     while at + 9 <= len(file) and file[at] == 0xFF:
         marker = file[at + 1]

@@ -119,13 +119,16 @@ class Crop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jpeg:
-    """Frames travel as JPEG files with halved chroma (4:2:0), in the size that the model takes.
+    """Frames travel as JPEG files, in the size that the model takes.
 
     quality: 1 to 100 on the scale of the Independent JPEG Group, which libjpeg and OpenCV use.
+    chroma: full is 4:4:4, halved is 4:2:0. Models that were published before there was a choice
+        have halved chroma and say nothing of it, so that is what an absent field means.
     """
 
     kind: ClassVar[str] = "jpeg"
     quality: int = 95
+    chroma: Literal["halved", "full"] = "halved"
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
@@ -207,6 +210,8 @@ class Contract:
         fields = {"schema": SCHEMA, **_plain(self)}
         if self.wire is None:
             del fields["wire"]
+        elif self.wire.chroma == "halved":
+            del fields["wire"]["chroma"]
         return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
     @classmethod

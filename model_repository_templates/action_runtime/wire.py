@@ -35,4 +35,4 @@ def pack(frames: Frames, contract: Contract) -> NDArray[Any]:
     Raises:
         OpenCVMissingError: the files need OpenCV.
     """
-    return frames if contract.wire is None else jpeg.encode(frames, contract.wire.quality)
+    return frames if contract.wire is None else jpeg.encode(frames, contract.wire)

@@ -34,7 +34,7 @@ from action_client import (
 )
 from action_runtime import jpeg, sampling, wire
 from action_runtime import video as decoding
-from action_runtime.spec import Contract
+from action_runtime.spec import Contract, Jpeg
 from action_runtime.transforms import make_clips
 from action_runtime.video import read_frames
 from support.encode import encode, moving_shapes
@@ -165,8 +165,8 @@ def test_jpeg_gets_the_same_answer_in_every_form(
     frames = moving_shapes(50)
     chosen = plan(50, None, lossy_contract)
     small = wire.shrink(frames[chosen.frame_numbers], lossy_contract.resize)
-    files = jpeg.encode(small, 90)
-    clips = make_clips(jpeg.decode(files), chosen.frame_index, lossy_contract)
+    files = jpeg.encode(small, Jpeg(quality=90))
+    clips = make_clips(jpeg.decode(files, lossy_contract), chosen.frame_index, lossy_contract)
     for answer in in_every_form(lossy_server.url, "lossy", frames, lossy_contract):
         assert np.array_equal(answer.scores, scores_of(clips, lossy_contract)[0])
         assert answer.timings.wire_bytes == sum(4 + len(file) for file in files) + 8 * 4
@@ -180,7 +180,7 @@ def test_a_file_is_sent_as_jpeg_of_the_target_size(
     found = classify(lossy_server.url, "lossy", clip)
     (files,) = lossy_server.received.frames
     count = len(plan(60, None, lossy_contract).frame_numbers)
-    assert jpeg.decode(files).shape == (count, 48, 64, 3)
+    assert jpeg.decode(files, lossy_contract).shape == (count, 48, 64, 3)
     exact = read_frames(clip, lambda info: plan_of_all(info.total_frames))[1]
     expected = expected_scores(exact, lossy_contract)
     assert not np.array_equal(found.scores, expected)

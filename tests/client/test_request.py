@@ -202,7 +202,9 @@ def test_frames_as_jpeg_are_a_file_each(contract: Contract) -> None:
     assert (index.name, index.shape) == ("frame_index", [4])
     content = request.raw_input_contents[0]
     assert size == len(content) + 16
-    assert list(deserialize_bytes_tensor(content)) == list(jpeg.encode(sampled.frames, 90))
+    assert list(deserialize_bytes_tensor(content)) == list(
+        jpeg.encode(sampled.frames, Jpeg(quality=90))
+    )
 
 
 def test_without_opencv_a_model_of_jpeg_is_refused_before_anything_is_decoded(

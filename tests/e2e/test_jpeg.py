@@ -16,7 +16,8 @@ from action_export.errors import ParityError
 from action_export.serve import serve
 from action_export.types import ExportRequest, ExportResult
 from action_export.wire import bound_of
-from action_runtime import jpeg
+from action_runtime import jpeg, wire
+from action_runtime.spec import Jpeg
 from support import tiny
 from support.tiny import CLASSES, VIDEOS, Tiny
 from support.videos import decode
@@ -51,15 +52,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_what_jpeg_costs_is_measured_within_its_bound_and_kept(served: Served) -> None:
-    *exact, live = served.exported.checks
+    *exact, lossy, live = served.exported.checks
     assert all(check.error <= 1e-4 for check in exact)
     bound = bound_of(served.exported.contract.wire)
+    assert bound == 10 * 24 / 2 / 1024
+    assert (lossy.name, lossy.detail) == ("JPEG", "2 videos")
+    assert 1e-4 < lossy.error <= lossy.bound == pytest.approx(bound + 1e-4)
     assert live.name.startswith("live server")
     # lossy: pixels would be off by less than the bound of float32
     assert 1e-4 < live.error <= live.bound == pytest.approx(bound + 1e-4)
     (step,) = [step for step in served.exported.steps if step.step == "prove server"]
     assert step.result is not None
-    assert step.result.endswith("JPEG of quality 95")
+    assert step.result.endswith("JPEG of quality 90")
     assert served.exported.manifest["proof"]["checks"][-1]["error"] == live.error
     assert any("which is lossy" in note for note in served.exported.notes)
 
@@ -82,9 +86,16 @@ def test_both_clients_answer_as_mmaction_does_but_for_jpeg(served: Served) -> No
         assert one.timings.wire_bytes < 8 * 3000
 
 
-def test_what_costs_more_than_its_bound_is_not_published(served: Served, tmp_path: Path) -> None:
-    """At quality 100 nearly nothing is allowed, and chroma is halved all the same."""
-    with pytest.raises(ParityError, match=r"live server, 4 at once by .* of spread") as caught:
+def test_what_costs_more_than_its_bound_is_not_published(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = jpeg.encode
+
+    def bleaching(frames: Any, how: Jpeg) -> Any:
+        return encode(frames // 2 + 128, how)
+
+    monkeypatch.setattr(jpeg, "encode", bleaching)
+    with pytest.raises(ParityError, match=r"from mmaction2: JPEG by .* of spread") as caught:
         api.export(
             ExportRequest(
                 triton_repo=tmp_path / "repo",
@@ -92,12 +103,11 @@ def test_what_costs_more_than_its_bound_is_not_published(served: Served, tmp_pat
                 checkpoint=served.recognizer.checkpoint,
                 max_batch_size=1,
                 videos=tuple(VIDEOS),
-                proof="server",
+                proof="graph",
                 wire="jpeg",
-                jpeg_quality=100,
             )
         )
-    assert "--wire raw, or a higher --jpeg-quality" in caught.value.hint
+    assert "--wire raw" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,15 +121,24 @@ def infer(url: str, files: list[bytes], index: list[int]) -> Any:
 
 
 def test_a_request_of_any_client_is_answered_or_refused_by_the_frame(served: Served) -> None:
-    files = list(jpeg.encode(decode(VIDEOS[1], 4), 95))
+    resize, how = served.exported.contract.resize, served.exported.contract.wire
+    assert how is not None
+    small, large = (wire.shrink(decode(VIDEOS[1], 4), resize), decode(VIDEOS[1], 1))
+    files = list(jpeg.encode(small, how))
     index = [0, 1, 2, 3, 3, 2, 1, 0]
     assert infer(served.url, files, index).shape == (1, CLASSES)
-    other_size = jpeg.encode(decode(VIDEOS[0], 1), 95)[0]
+    (other_size,) = jpeg.encode(small[:1, :30], how)
+    (not_resized,) = jpeg.encode(large, how)
     for bad, words in (
         (b"", r"frames_jpeg\[2\] is no JPEG file"),
         (files[2][:-100], r"frames_jpeg\[2\] is cut short"),
-        (other_size, r"frames_jpeg\[2\] has 640x272 pixels, and the first one 176x144"),
+        (other_size, r"frames_jpeg\[2\] has 39x30 pixels, and the first one 39x32"),
     ):
         with pytest.raises(InferenceServerException, match=words) as caught:
             infer(served.url, [*files[:2], bad, files[3]], index)
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    with pytest.raises(
+        InferenceServerException, match=r"176x144.*resize before encoding"
+    ) as caught:
+        infer(served.url, [not_resized] * 4, index)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"

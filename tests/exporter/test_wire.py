@@ -10,9 +10,19 @@ import cv2
 import numpy as np
 import pytest
 from action_export import manifest, repository
-from action_export.errors import UnsupportedError
+from action_export.errors import ParityError, UnsupportedError
+from action_export.image import image_notes
 from action_export.types import ExportRequest, Tensors
-from action_export.wire import bound_of, check_wire, wire_notes, wire_of
+from action_export.wire import (
+    bound_of,
+    check_wire,
+    coarsest_step,
+    has_full_chroma,
+    pack_as_stated,
+    wire_notes,
+    wire_of,
+)
+from action_runtime import jpeg
 from action_runtime.spec import Contract, Crop, Jpeg, KeepRatioResize, SampleFrames
 
 CONTRACT = Contract(
@@ -51,8 +61,8 @@ def test_jpeg_of_optical_flow_is_refused_with_a_hint() -> None:
 def test_what_is_asked_for_is_what_the_contract_says() -> None:
     assert wire_of(request(), "RGB") is None
     assert wire_of(request(), "Flow") is None
-    assert wire_of(request(wire="jpeg"), "RGB") == Jpeg(quality=95)
-    assert wire_of(request(wire="jpeg", jpeg_quality=80), "RGB") == Jpeg(quality=80)
+    assert wire_of(request(wire="jpeg"), "RGB") == Jpeg(quality=90, chroma="full")
+    assert wire_of(request(wire="jpeg", jpeg_quality=80), "RGB") == Jpeg(quality=80, chroma="full")
 
 
 def steps_of(quality: int) -> set[int]:
@@ -75,11 +85,65 @@ def test_pixels_may_cost_nothing() -> None:
     assert bound_of(None) == 0
 
 
-def test_only_of_jpeg_is_said_that_it_is_lossy_and_needs_opencv() -> None:
+def test_only_of_jpeg_is_said_that_it_is_lossy() -> None:
     assert wire_notes(CONTRACT) == ()
-    lossy, opencv = wire_notes(LOSSY)
+    (lossy,) = wire_notes(LOSSY)
     assert "JPEG of quality 90, which is lossy" in lossy
-    assert "pip install opencv-python-headless" in opencv
+
+
+PIXELS = np.zeros((2, 60, 80, 3), np.uint8)
+
+
+@pytest.mark.parametrize("chroma", ["halved", "full"])
+def test_what_a_client_packs_is_what_the_contract_says(chroma: Any) -> None:
+    contract = replace(LOSSY, wire=Jpeg(quality=90, chroma=chroma))
+    files = pack_as_stated(PIXELS, contract)
+    assert [coarsest_step(file) for file in files] == [24, 24]
+    assert [has_full_chroma(file) for file in files] == [chroma == "full"] * 2
+
+
+@pytest.mark.parametrize("other", [Jpeg(quality=60), Jpeg(quality=90, chroma="full")])
+def test_an_encoder_of_another_quality_or_chroma_is_refused_though_its_bound_is_wide(
+    other: Jpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = jpeg.encode
+    monkeypatch.setattr(jpeg, "encode", lambda frames, how: encode(frames, other))
+    with pytest.raises(ParityError, match=r"the contract's quality 90 has \(24, False\)"):
+        pack_as_stated(PIXELS, LOSSY)
+
+
+def test_sixteen_bit_tables_are_read() -> None:
+    table = bytes([0x10]) + (1).to_bytes(2, "big") * 63 + (600).to_bytes(2, "big")
+    file = b"\xff\xd8\xff\xdb" + (2 + len(table)).to_bytes(2, "big") + table + b"\xff\xda"
+    assert coarsest_step(file) == 600
+
+
+BICUBIC = replace(CONTRACT, resize=KeepRatioResize(short=48, interpolation="bicubic"))
+
+
+@pytest.mark.parametrize(
+    ("contract", "needed"), [(CONTRACT, False), (LOSSY, True), (BICUBIC, True)]
+)
+def test_an_image_is_written_where_the_stock_one_is_not_enough(
+    contract: Contract, needed: bool, tmp_path: Path
+) -> None:
+    plan = repository.plan(
+        tmp_path / "repo",
+        repository.check_name("moves"),
+        contract=contract,
+        tensors=Tensors.of(contract, max_batch_size=2),
+        image="24.12-py3",
+    )
+    path = "moves_preprocess/1/Dockerfile"
+    assert (path in plan.texts) == needed
+    notes = image_notes(contract, path)
+    assert bool(notes) == needed
+    if needed:
+        assert notes[0].endswith(f"docker build -t tritonserver-opencv - < {path}")
+        *_, base, install = plan.texts[path].splitlines()
+        assert base == "FROM nvcr.io/nvidia/tritonserver:24.12-py3"
+        # with a numpy that the Python backend can read
+        assert install.endswith('"opencv-python-headless==4.11.0.86" "numpy<2"')
 
 
 def test_the_configs_name_the_tensor_of_files_and_its_type(tmp_path: Path) -> None:

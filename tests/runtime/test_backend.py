@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from action_export import repository
 from action_export.types import Tensors
-from action_runtime import jpeg
+from action_runtime import jpeg, wire
 from action_runtime.spec import (
     PARAMETER,
     Contract,
@@ -253,12 +253,13 @@ def test_bad_requests_leave_the_others_of_their_execution_alone(
 
 
 def test_jpeg_is_decoded_and_a_bad_file_is_named(load: Load, pb_utils: ModuleType) -> None:
-    files = jpeg.encode(_frames(), 90)
+    small = wire.shrink(_frames(), LOSSY.resize)
+    files = jpeg.encode(small, Jpeg(quality=90))
     bad = files.copy()
     bad[2] = b"\xff\xd8 and nothing"
     requests = [InferenceRequest(sent, name="frames_jpeg") for sent in (files, bad)]
     answered, refused = load(LOSSY).execute(requests)
-    expected = make_clips(jpeg.decode(files), FRAME_INDEX, CONTRACT)
+    expected = make_clips(jpeg.decode(files, LOSSY), FRAME_INDEX, CONTRACT)
     np.testing.assert_array_equal(answered.output_tensors()[0].as_numpy(), expected)
     assert refused.error().code() == "INVALID_ARG"
     assert refused.error().message().startswith("frames_jpeg[2] is cut short")

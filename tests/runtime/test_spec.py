@@ -138,7 +138,16 @@ def test_jpeg_is_a_field_that_is_unknown_to_a_client_of_pixels_only() -> None:
     lossy = json.loads(_contract(wire=Jpeg(quality=90)).to_json())
     assert lossy.pop("wire") == {"kind": "jpeg", "quality": 90}
     assert lossy == _plain()
+    full = json.loads(_contract(wire=Jpeg(quality=90, chroma="full")).to_json())
+    assert full.pop("wire") == {"kind": "jpeg", "quality": 90, "chroma": "full"}
+    assert full == _plain()
     assert _contract(wire=Jpeg()).frames_tensor != _contract().frames_tensor
+
+
+@pytest.mark.parametrize("chroma", ["halved", "full"])
+def test_chroma_is_read_back_and_halved_where_nothing_is_said(chroma: Any) -> None:
+    contract = _contract(wire=Jpeg(quality=90, chroma=chroma))
+    assert Contract.from_json(contract.to_json()) == contract
 
 
 @pytest.mark.parametrize("quality", [0, 101])

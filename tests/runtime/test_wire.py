@@ -115,4 +115,4 @@ def test_jpeg_has_the_quality_of_the_contract() -> None:
     frames = moving_shapes(2, 48, 64)
     for quality in (60, 95):
         files = wire.pack(frames, replace(CONTRACT, wire=Jpeg(quality=quality)))
-        assert list(files) == list(jpeg.encode(frames, quality))
+        assert list(files) == list(jpeg.encode(frames, Jpeg(quality=quality)))

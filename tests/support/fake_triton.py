@@ -156,7 +156,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.received.frames.append(sent)
         self.received.frame_index.append(tensors["frame_index"])
         try:
-            frames = sent if contract.wire is None else jpeg.decode(sent)
+            frames = sent if contract.wire is None else jpeg.decode(sent, contract)
             clips = make_clips(frames, tensors["frame_index"], contract)
         except BadRequestError as exc:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))

@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         default="raw",
         help="how clients send frames; jpeg is small, and lossy (default: %(default)s)",
     )
-    add("--jpeg-quality", type=int, metavar="Q", help="of --wire jpeg, 75 to 100 (default: 95)")
+    add("--jpeg-quality", type=int, metavar="Q", help="of --wire jpeg, 75 to 100 (default: 90)")
     add("--model-version", type=_positive, metavar="N", help="default: the next free one")
 
     engine = parser.add_argument_group("TensorRT")
