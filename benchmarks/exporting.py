@@ -54,10 +54,11 @@ def bare(arguments: Mapping[str, Any]) -> Callable[[], None]:
     """
     import torch
     from action_export import preprocess, source, tracing
+    from action_export.checkpoint import build_model, load_checkpoint
 
     case = Case.named(arguments["case"])
     config = source.load_config(config_of(case.model))
-    model: Any = source.build_model(config, source.load_checkpoint(Path(arguments["checkpoint"])))
+    model: Any = build_model(config, load_checkpoint(Path(arguments["checkpoint"])))
     served = preprocess.derive(config, case.options)
     contract = served.contract(config, labels=(), provenance={})
     views, clip_len, height, width, channels = contract.clips_shape

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import numpy as np
 from action_client import VideoClient
 from action_export import api, example, parity, precision, preprocess, reference, source, tensorrt
+from action_export.checkpoint import build_model, load_checkpoint
 from action_export.errors import ActionExportError, DependencyError, EngineError, first_line
 from action_export.families import FAMILIES, decide, family_of
 from action_export.gpu import Gpu
@@ -167,8 +168,8 @@ def exported(folder: Path) -> Iterator[Case]:
 
 def model_of(request: ExportRequest) -> tuple[Any, preprocess.Preprocessing]:
     config = source.load_config(str(request.config or example.CONFIG), request.cfg_options)
-    checkpoint = source.load_checkpoint(request.checkpoint or example.CHECKPOINT)
-    model = source.build_model(config, checkpoint)
+    checkpoint = load_checkpoint(request.checkpoint or example.CHECKPOINT)
+    model = build_model(config, checkpoint)
     decide(model, family_of(config.model, FAMILIES))
     return model, preprocess.derive(config, request.views)
 

@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime
 import torch
 from action_export import api, preprocess, source, tracing
+from action_export.checkpoint import build_model, load_checkpoint
 from action_export.errors import ActionExportError
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.mmaction_compat import import_mmaction
@@ -52,7 +53,7 @@ def main(config: str, folder: Path) -> dict[str, Any]:
     checkpoint = write_checkpoint(
         config, folder / "checkpoint.pth", VIDEOS, cfg_options=cfg_options
     )
-    model = source.build_model(loaded, source.load_checkpoint(checkpoint))
+    model = build_model(loaded, load_checkpoint(checkpoint))
     decide(model, family_of(loaded.model, FAMILIES))
     views, needs = _views(loaded, model)
     del model
@@ -252,7 +253,7 @@ def _export_plain(
     patched: bool,
 ) -> tuple[int, ...]:
     """The shape of its input, [1, views, ...] in the layout of the network."""
-    model: Any = source.build_model(config, source.load_checkpoint(checkpoint))
+    model: Any = build_model(config, load_checkpoint(checkpoint))
     family = family_of(config.model, FAMILIES)
     decide(model, family)
     if patched:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from action_export import preprocess, source
+from action_export.checkpoint import build_model, load_checkpoint
 from action_export.types import ViewOptions
 
 NAME = "by_hand"
@@ -16,7 +17,7 @@ NAME = "by_hand"
 def write(config: str, checkpoint: Path, views: ViewOptions, repo: Path) -> None:
     """A repository of a 2D or 3D recognizer of RGB frames whose pipeline resizes the short side."""
     loaded = source.load_config(config)
-    model: Any = source.build_model(loaded, source.load_checkpoint(checkpoint))
+    model: Any = build_model(loaded, load_checkpoint(checkpoint))
     contract = preprocess.derive(loaded, views).contract(loaded, labels=(), provenance={})
     layout = preprocess.derive(loaded, views).layout
     crop: Any = contract.crop

@@ -25,12 +25,14 @@ from action_export import (
     tensorrt,
     tracing,
 )
+from action_export.checkpoint import build_model, load_checkpoint
 from action_export.errors import ConfigError, RepositoryError
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.gpu import Gpu
 from action_export.graph import serving_module
 from action_export.image import DOCKERFILE, image_notes
 from action_export.job import Job
+from action_export.labels import load_labels
 from action_export.progress import Steps
 from action_export.proof import Builder, Proof
 from action_export.reference import Reference
@@ -144,9 +146,9 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         classes = preprocess.class_count(config)
         step.result = f"{config.model['type']}, {classes} classes"
     with steps("load checkpoint") as step:
-        checkpoint = source.load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
-        model = source.build_model(config, checkpoint)
-        labels = source.load_labels(request.labels, checkpoint, classes)
+        checkpoint = load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
+        model = build_model(config, checkpoint)
+        labels = load_labels(request.labels, checkpoint, classes)
         family = family_of(config.model, FAMILIES)
         decisions = decide(model, family)
         step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"

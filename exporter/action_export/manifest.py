@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from action_export import __version__
+from action_export.checkpoint import Checkpoint
 from action_export.job import Job, Proved
 from action_export.reference import Reference
-from action_export.source import Checkpoint, RecognizerConfig, file_sha256
+from action_export.source import RecognizerConfig, file_sha256
 from action_export.tensorrt import Engine
 from action_export.types import ExportRequest
 

@@ -1,4 +1,4 @@
-"""Reads what the user has, a config and a checkpoint, into typed values and a model."""
+"""Reads the config that the user has into typed values, and builds the model of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from action_export.errors import (
-    CheckpointError,
     ConfigError,
     DependencyError,
-    LabelsError,
     UnsupportedError,
     first_line,
 )
@@ -38,8 +35,6 @@ _BACKBONE_PACKAGES = {
     "mmpretrain": ("mmpretrain", "torchvision"),
     "mmcls": ("mmcls",),
 }
-_CORES = ("core", "_core")
-_SHOWN_KEYS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +55,6 @@ class RecognizerConfig:
     modality: Modality = "RGB"
     pipeline_key: str = "test_pipeline"
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """state_dict: weights by name. classes: the labels in the metadata, or empty."""
-
-    path: Path
-    sha256: str
-    state_dict: Mapping[str, torch.Tensor]
-    classes: tuple[str, ...]
 
 
 def load_config(name_or_path: str, cfg_options: tuple[str, ...] = ()) -> RecognizerConfig:
@@ -280,143 +265,6 @@ def _transform(path: Path, entry: Any) -> Transform:
             )
 
 
-def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
-    """Reads an mmengine checkpoint or a bare state dict.
-
-    Of an EMA checkpoint `state_dict` is taken: mmengine's EMAHook stores the averaged weights
-    there. Unless trusted, nothing in the file can run code.
-
-    Raises:
-        CheckpointError: not found, truncated, no weights in it, or it needs `trust`.
-    """
-    data = _read_checkpoint(path, trust=trust)
-    state = data.get("state_dict", data) if isinstance(data, dict) else None
-    weights = _weights(state)
-    if not weights:
-        raise CheckpointError(
-            f"{path} has no weights: neither a `state_dict` nor a bare state dict",
-            hint="give the .pth file that mmengine's training wrote",
-        )
-    meta = data.get("meta")
-    return Checkpoint(
-        path=path, sha256=file_sha256(path), state_dict=weights, classes=_classes(meta)
-    )
-
-
-def _read_checkpoint(path: Path, *, trust: bool) -> Any:
-    import torch
-
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint file {path}", hint="check the path")
-    if not _looks_like_torch(path):
-        raise _broken(path, ValueError("neither a zip archive nor a pickle"))
-    try:
-        with quiet(), torch.serialization.safe_globals(_training_state_globals()):
-            return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as exc:
-        # torch has one exception for a broken pickle and for one that needs code.
-        if not re.search("unsupported|unrecognized|getattr of", str(exc), re.IGNORECASE):
-            raise _broken(path, exc) from exc
-        raise CheckpointError(
-            f"{path} holds Python objects, which can run code while they are read",
-            hint="if you trust its source, add --trust-checkpoint",
-        ) from exc
-    except ImportError as exc:  # only a trusted checkpoint may import
-        raise CheckpointError(
-            f"{path} needs code that is not installed: {first_line(exc)}",
-            hint="install the package that it was trained with",
-        ) from exc
-    # Damaged bytes make an unpickler raise anything, and so does the code of a trusted checkpoint.
-    except Exception as exc:
-        raise _broken(path, exc) from exc
-
-
-def _looks_like_torch(path: Path) -> bool:
-    """torch.save writes a zip archive, and before torch 1.6 a pickle of protocol 2 or later."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as exc:
-        raise CheckpointError(
-            f"{path} cannot be read: {exc.strerror}", hint="check its permissions"
-        ) from exc
-    return magic == b"PK\x03\x04" or magic[:1] == b"\x80"
-
-
-def _broken(path: Path, exc: Exception) -> CheckpointError:
-    reason = first_line(exc).split(". ")[0]
-    return CheckpointError(
-        f"{path} is truncated or is no torch checkpoint: {reason}",
-        hint="compare its size with the original's and copy it again",
-    )
-
-
-def _training_state_globals() -> list[Any]:
-    """What mmengine's CheckpointHook stores beside the weights: log histories, as plain data."""
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-
-    def history_method(owner: Any, name: str) -> Any:
-        # A HistoryBuffer's statistics are pickled as getattr(HistoryBuffer, name). Nothing but
-        # that may be looked up: a general getattr would be a way to run code.
-        if owner is not HistoryBuffer or name.startswith("_"):
-            raise pickle.UnpicklingError(f"Weights only load failed: getattr of {name!r}")
-        return getattr(owner, name)
-
-    arrays: Any = np.core.multiarray
-    return [
-        HistoryBuffer,
-        (history_method, "__builtin__.getattr"),
-        (history_method, "builtins.getattr"),
-        # The second name is NumPy 2's.
-        *((arrays._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in _CORES),
-        *((arrays.scalar, f"numpy.{core}.multiarray.scalar") for core in _CORES),
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u4", "b1")),
-    ]
-
-
-def _weights(state: Any) -> dict[str, torch.Tensor]:
-    """Tensors by name, without DataParallel's prefix; empty if `state` is no state dict."""
-    import torch
-
-    if not isinstance(state, Mapping):
-        return {}
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _classes(meta: Any) -> tuple[str, ...]:
-    match meta:
-        case {"dataset_meta": {"classes": [*names]}} | {"CLASSES": [*names]}:
-            return tuple(map(str, names))
-        case _:
-            return ()
-
-
-def build_model(config: RecognizerConfig, checkpoint: Checkpoint) -> torch.nn.Module:
-    """The recognizer with the checkpoint's weights, in eval mode on the CPU.
-
-    Raises:
-        DependencyError: the backbone's package is not installed, or does not import.
-        ConfigError: mmaction2 cannot build the model.
-        CheckpointError: keys are missing, unexpected or of another shape.
-    """
-    model = build_untrained(config)
-    _check_shapes(model, checkpoint)
-    result = model.load_state_dict(dict(checkpoint.state_dict), strict=False)
-    missing = [f"missing {key}" for key in result.missing_keys]
-    unexpected = [f"unexpected {key}" for key in result.unexpected_keys]
-    if missing or unexpected:
-        hint = "the checkpoint belongs to another config"
-        raise _misfit(checkpoint, hint, missing, unexpected)
-    return model.eval()
-
-
 def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
     """The recognizer with the weights of its constructors; nothing is downloaded.
 
@@ -498,65 +346,6 @@ def _package_hint(kind: str) -> str:
         'pip install "action-export[zoo]"; torch and torchvision must be builds of the same kind, '
         "both for the CPU or both for CUDA"
     )
-
-
-def _check_shapes(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    expected = model.state_dict()
-    wrong = {
-        key: (tuple(value.shape), tuple(expected[key].shape))
-        for key, value in checkpoint.state_dict.items()
-        if key in expected and value.shape != expected[key].shape
-    }
-    if not wrong:
-        return
-    problems = [
-        f"{key} is {list(have)}, the config has {list(want)}" for key, (have, want) in wrong.items()
-    ]
-    hint = "the checkpoint belongs to another config"
-    # Another class count changes the first axis of the head's weight and bias, and nothing else.
-    counts = {
-        have[:1] if key.startswith("cls_head.") and have[1:] == want[1:] else ()
-        for key, (have, want) in wrong.items()
-    }
-    match list(counts):
-        case [(classes,)]:
-            hint = (
-                f"the checkpoint has {classes} classes: "
-                f"--cfg-options model.cls_head.num_classes={classes}"
-            )
-    raise _misfit(checkpoint, hint, problems)
-
-
-def _misfit(checkpoint: Checkpoint, hint: str, *problems: list[str]) -> CheckpointError:
-    shown = [problem for kind in problems for problem in kind[:_SHOWN_KEYS]]
-    more = sum(map(len, problems)) - len(shown)
-    if more:
-        shown.append(f"and {more} more")
-    return CheckpointError(
-        f"{checkpoint.path} does not fit the config: " + "; ".join(shown), hint=hint
-    )
-
-
-def load_labels(path: Path | None, checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
-    """One label a class: the file's lines, else the checkpoint's metadata, else none.
-
-    Raises:
-        LabelsError: the file cannot be read, or has another number of lines than classes.
-    """
-    if path is None:
-        return checkpoint.classes if len(checkpoint.classes) == classes else ()
-    try:
-        # utf-8-sig: editors on Windows begin a file with a byte order mark
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise LabelsError(f"{path} cannot be read: {exc}", hint="one label a line, UTF-8") from exc
-    labels = tuple(line.strip() for line in lines if line.strip())
-    if len(labels) != classes:
-        raise LabelsError(
-            f"{path} has {len(labels)} labels, the model has {classes} classes",
-            hint="write one label a line, in the order of the classes",
-        )
-    return labels
 
 
 def file_sha256(path: Path) -> str:

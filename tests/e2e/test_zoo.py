@@ -23,6 +23,7 @@ import tensorrt_rtx
 import torch
 from action_client import VideoClient
 from action_export import parity, preprocess, source, tensorrt
+from action_export.checkpoint import build_model, load_checkpoint
 from action_export.errors import DependencyError
 from action_export.families import FAMILIES, decide, family_of
 from action_export.gpu import Gpu
@@ -231,7 +232,7 @@ def _spec(tensor: Any, dtype: Literal["UINT8", "FP32"], batch: int) -> TensorSpe
 @lru_cache(maxsize=1)  # the tests of a case follow each other
 def _references(case: ZooCase, checkpoint: Path) -> dict[Path, Reference]:
     config = source.load_config(case.config)
-    model = source.build_model(config, source.load_checkpoint(checkpoint))
+    model = build_model(config, load_checkpoint(checkpoint))
     preprocessing = preprocess.derive(config, case.views)
     decide(model, family_of(config.model, FAMILIES))
     return {video: run_mmaction(model, preprocessing, video) for video in VIDEOS}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from action_export import api, source
+from action_export import api
 from action_export.types import ExportRequest, StepEvent
 from support.tiny import MODEL_TRN, PIPELINE_TRN, VIDEOS, Tiny, make
 
@@ -36,7 +36,7 @@ def test_the_model_is_gone_before_the_graph_is_proved(
 ) -> None:
     models: list[weakref.ref[torch.nn.Module]] = []
     alive: dict[str, bool] = {}
-    build_model = source.build_model
+    build_model = api.build_model
 
     def build(*args: Any) -> torch.nn.Module:
         model = build_model(*args)
@@ -47,7 +47,7 @@ def test_the_model_is_gone_before_the_graph_is_proved(
         if event.result is None:
             alive[event.step] = any(model() is not None for model in models)
 
-    monkeypatch.setattr(source, "build_model", build)
+    monkeypatch.setattr(api, "build_model", build)
     api.export(request(tiny_trn, tmp_path / "repo"), on_step)
     assert len(models) == 1
     assert alive["trace graph"]

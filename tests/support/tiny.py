@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from action_export import preprocess, source
+from action_export.checkpoint import build_model, load_checkpoint
 from action_export.reference import Reference, run_mmaction
 from action_export.types import Modality, Tensors, ViewOptions
 from action_runtime.spec import Contract
@@ -212,7 +213,7 @@ def make(
         config_file=config_file,
         checkpoint=checkpoint,
         config=config,
-        model=source.build_model(config, source.load_checkpoint(checkpoint)),
+        model=build_model(config, load_checkpoint(checkpoint)),
         preprocessing=preprocessing,
         contract=contract,
         tensors=Tensors.of(contract, max_batch_size),
