@@ -18,6 +18,7 @@ PARAMETER = "serving_contract"
 """Key of the contract in the `parameters` of config.pbtxt."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos"]
+Scores = Literal["config", "head", "sigmoid"]
 
 
 class ContractError(ValueError):
@@ -139,6 +140,8 @@ class Contract:
     reads_fps: the config's decoder tells SampleFrames the frame rate (only decord does in
         mmaction2); where it is False, target_fps has no effect on the sampled positions.
     average: what is averaged over the views, softmax probabilities or raw scores.
+    scores: what else they may be: "head" is what the model's own head makes of its logits, whatever
+        `average` says, and "sigmoid" the average over the views of each logit's sigmoid.
     channels: of a frame: 3 are RGB; 2 are optical flow, x and y, in grey levels with 128 for none.
     wire: how frames travel to the server: None is as pixels, without loss. Only Jpeg is written,
         so that a client that knows pixels only reads no contract of a model that takes none.
@@ -155,6 +158,7 @@ class Contract:
     channels: int = 3
     reads_fps: bool = True
     wire: Jpeg | None = None
+    scores: Scores = "config"
     labels: tuple[str, ...] = ()
     config_views: Mapping[str, int | str] | None = None
     provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -166,6 +170,8 @@ class Contract:
             raise ContractError(f"{len(self.labels)} labels for {self.classes} classes")
         if self.wire is not None and self.channels != 3:
             raise ContractError(f"JPEG holds frames of 3 channels, not {self.channels}")
+        if self.scores not in ("config", "head", "sigmoid"):
+            raise ContractError(f"scores are {self.scores!r}, which this code does not know")
 
     @property
     def takes_flow(self) -> bool:
@@ -207,6 +213,8 @@ class Contract:
         fields = {"schema": SCHEMA, **_plain(self)}
         if self.wire is None:
             del fields["wire"]
+        if self.scores == "config":
+            del fields["scores"]
         return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
     @classmethod
