@@ -36,6 +36,7 @@ from action_export.labels import load_labels
 from action_export.progress import Steps
 from action_export.proof import Builder, Proof
 from action_export.reference import Reference
+from action_export.scoring import scores_notes, scores_of
 from action_export.tracing import Graph
 from action_export.triton import (
     check_format,
@@ -151,10 +152,15 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         labels = load_labels(request.labels, checkpoint, classes)
         family = family_of(config.model, FAMILIES)
         decisions = decide(model, family)
+        scores = scores_of(model, request.scores)
         step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"
     with steps("plan") as step:
         contract = preprocessing.contract(
-            config, labels=labels, provenance=manifest.provenance(config, checkpoint), wire=wire
+            config,
+            labels=labels,
+            provenance=manifest.provenance(config, checkpoint),
+            wire=wire,
+            scores=scores,
         )
         batch = 1 if request.format == "openvino" else default_batch(contract.views)
         tensors = Tensors.of(contract, request.max_batch_size or batch)
@@ -183,6 +189,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
             *config.notes,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
+            *scores_notes(model, scores, contract.classes, contract.average),
             *wire_notes(contract),
             *image_notes(
                 contract,
@@ -248,6 +255,7 @@ def _trace(job: Job, model: torch.nn.Module, stage: Path, steps: Steps) -> Graph
             layout=job.preprocessing.layout,
             average=job.contract.average,
             modality=job.preprocessing.modality,
+            scores=job.contract.scores,
             cast_first=job.runtime.tensorrt,
             averaged=not loops,
         )
@@ -274,7 +282,9 @@ def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Referen
     references: list[Reference] = []
     with steps("run mmaction2") as step:
         for video in videos:
-            references.append(reference.run_mmaction(model, job.preprocessing, video))
+            references.append(
+                reference.run_mmaction(model, job.preprocessing, video, job.contract.scores)
+            )
             # a wide bound tells a mix-up only of videos that lie further apart
             wanted = max(job.family.tolerance, 2 * job.widest_bound / parity.MARGIN)
             distinct = parity.distinguishable(tuple(references), wanted)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from action_runtime.spec import Scores
+
+from action_export.scoring import own_scores
 from action_export.types import Layout, Modality
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ def serving_module(
     layout: Layout,
     average: Literal["prob", "score"],
     modality: Modality = "RGB",
+    scores: Scores = "config",
     cast_first: bool = False,
     averaged: bool = True,
 ) -> torch.nn.Module:
@@ -26,11 +30,11 @@ def serving_module(
 
     cast_first: for TensorRT, which can do nothing with uint8 but cast it (TensorRT documentation,
         "DataType"). Otherwise bytes are transposed, which is a quarter of the memory to move.
+    scores: see Contract.
     averaged: False leaves out the average over views, [batch, views, classes], for a graph that
         sees them in turn (see loop.py).
     """
     import torch
-    from torch.nn.functional import softmax
 
     # mmaction2 is untyped: extract_feat, cls_head and data_preprocessor are its BaseRecognizer's.
     recognizer: Any = model
@@ -58,10 +62,23 @@ def serving_module(
             per_view = recognizer.cls_head(features, **options)
             # mmaction2's BaseHead.predict_by_feat: rows of one video are adjacent.
             views = per_view.reshape(batch, -1, per_view.shape[-1])
-            values = softmax(views, dim=2) if average == "prob" else views
+            if scores == "head":
+                return own_scores(recognizer.cls_head)(views)
+            values = _values(views, "sigmoid" if scores == "sigmoid" else average)
             return values.mean(dim=1) if averaged else values
 
     return ServingModule().eval()
+
+
+def _values(views: torch.Tensor, kind: Literal["prob", "score", "sigmoid"]) -> torch.Tensor:
+    """What is averaged over the views, of logits [batch, views, classes]."""
+    match kind:
+        case "prob":
+            return views.softmax(dim=2)
+        case "sigmoid":
+            return views.sigmoid()
+        case "score":
+            return views
 
 
 def _normalise(inputs: torch.Tensor, preprocessor: Any, layout: Layout) -> torch.Tensor:

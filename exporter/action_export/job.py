@@ -52,11 +52,13 @@ class Job:
     def views_at_once(self) -> int:
         """Of one video in the graph: fewer than all where it loops over them.
 
-        A 2D head may mix the views of a video before softmax, as TSN's does. TensorRT and the
-        converters to reduced precision know flat graphs.
+        A 2D head may mix the views of a video before softmax, as TSN's does, and a head's own way
+        of scoring may mix them after it. TensorRT and the converters to reduced precision know flat
+        graphs.
         """
         views = self.contract.views
         flat = self.request.precision in ("fp16", "int8") or self.runtime.tensorrt
+        flat = flat or self.contract.scores == "head"
         return views if flat or self.preprocessing.layout == "NCHW" else loop.views_at_once(views)
 
     def graph_path(self, stage: Path, kind: Precision) -> Path:

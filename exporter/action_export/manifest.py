@@ -107,6 +107,7 @@ def command(request: ExportRequest) -> str:
         "--opset": request.opset,
         "--server-tensorrt": request.server_tensorrt,
         "--precision": request.precision if request.precision != "fp32" else None,
+        "--scores": request.scores if request.scores != "config" else None,
         "--wire": request.wire if request.wire != "raw" else None,
         "--jpeg-quality": request.jpeg_quality,
         "--format": request.format if request.format != "onnx" else None,

@@ -24,6 +24,7 @@ from action_runtime.spec import (
     Resize,
     SampleFrames,
     Sampler,
+    Scores,
     UniformSample,
 )
 
@@ -83,6 +84,7 @@ class Preprocessing:
         labels: tuple[str, ...],
         provenance: Mapping[str, str],
         wire: Jpeg | None = None,
+        scores: Scores = "config",
     ) -> Contract:
         """The value that clients and the preprocess model read."""
         try:
@@ -91,10 +93,12 @@ class Preprocessing:
                 resize=self.resize,
                 crop=self.crop,
                 classes=class_count(config),
-                average=average_clips(config),
+                # a head of the user's own need not look at it
+                average="prob" if scores == "head" else average_clips(config),
                 channels=self.channels,
                 reads_fps=self.reads_fps,
                 wire=wire,
+                scores=scores,
                 labels=labels,
                 config_views=self.config_views,
                 provenance=provenance,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from action_runtime.sampling import distinct
-from action_runtime.spec import Contract
+from action_runtime.spec import Contract, Scores
 from action_runtime.transforms import make_clips
 from numpy.typing import NDArray
 
@@ -33,6 +34,8 @@ class Reference:
     clips: what the pipeline ends with, in the layout of the `clips` tensor, uint8
         [1, views, clip_len, h, w, C].
     scores: float32 [classes].
+    logits: what the head gave them of, float32 [rows, classes]: of each view, or of all together
+        where the head joins them. None where it gives something else.
     """
 
     video: Path
@@ -43,10 +46,15 @@ class Reference:
     frame_index: NDArray[np.int32]
     clips: NDArray[np.uint8]
     scores: NDArray[np.float32]
+    logits: NDArray[np.float32] | None = None
 
 
-def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Path) -> Reference:
+def run_mmaction(
+    model: torch.nn.Module, preprocessing: Preprocessing, video: Path, scores: Scores = "config"
+) -> Reference:
     """Runs one video through the pipeline, noting what passes, and through the model.
+
+    scores: see Contract; where sigmoids are served, they are made of mmaction2's logits.
 
     Raises:
         VideoError: the video cannot be read.
@@ -61,7 +69,7 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
     clips = _as_clips(packed["inputs"].numpy(), preprocessing)
     recognizer: Any = model
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _outputs_of(recognizer.cls_head) as given:
             sample = recognizer.test_step(pseudo_collate([packed]))[0]
     # the parts of a model are foreign code, and raise anything where they do not fit together
     except Exception as exc:
@@ -71,6 +79,11 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
         ) from exc
     sampled = np.asarray(passed["frame_inds"], np.int32)
     frames, frame_index = _distinct_frames(sampled, passed)
+    logits = torch.cat(given).float().cpu() if given else None
+    predicted = sample.pred_score.cpu()
+    if scores == "sigmoid":
+        assert logits is not None  # of BaseHead, whose forward gives a tensor
+        predicted = logits.sigmoid().mean(dim=0)
     return Reference(
         video=video,
         total_frames=int(passed["total_frames"]),
@@ -79,8 +92,27 @@ def run_mmaction(model: torch.nn.Module, preprocessing: Preprocessing, video: Pa
         frames=frames,
         frame_index=frame_index,
         clips=clips,
-        scores=np.asarray(sample.pred_score.cpu(), np.float32),
+        scores=np.asarray(predicted, np.float32),
+        logits=None if logits is None else logits.numpy(),
     )
+
+
+@contextmanager
+def _outputs_of(head: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """The tensors that it returns, in order."""
+    import torch
+
+    given: list[torch.Tensor] = []
+
+    def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            given.append(output)
+
+    handle = head.register_forward_hook(note)
+    try:
+        yield given
+    finally:
+        handle.remove()
 
 
 def clips_of(preprocessing: Preprocessing, contract: Contract, video: Path) -> NDArray[np.uint8]:

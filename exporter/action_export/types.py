@@ -142,6 +142,7 @@ class ExportRequest:
     triton_version: release of the server that will load the repository, such as "24.10".
     server_tensorrt: the TensorRT in its image, where this package does not know the release.
     calibration: the videos whose values give the scales of int8.
+    scores: those of mmaction2's predict, or the average over views of each logit's sigmoid.
     wire: how frames travel to the server: as pixels, or as JPEG of `jpeg_quality`, which is lossy;
         None is a quality of 90.
     format: what the recognizer is served as: model.onnx, the IR of OpenVINO, or a plan of TensorRT.
@@ -163,6 +164,7 @@ class ExportRequest:
     opset: int = 18
     precision: Precision = "fp32"
     calibration: tuple[Path, ...] = ()
+    scores: Literal["config", "sigmoid"] = "config"
     wire: Wire = "raw"
     jpeg_quality: int | None = None
     format: Format = "onnx"

@@ -18,6 +18,7 @@ PARAMETER = "serving_contract"
 """Key of the contract in the `parameters` of config.pbtxt."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos"]
+Scores = Literal["config", "head", "sigmoid"]
 
 
 class ContractError(ValueError):
@@ -133,6 +134,8 @@ class Jpeg:
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
             raise ContractError(f"a JPEG quality goes from 1 to 100, and is not {self.quality}")
+        if self.chroma not in ("halved", "full"):
+            raise ContractError(f"the chroma of JPEG is {self.chroma!r}, not halved or full")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,8 @@ class Contract:
     reads_fps: the config's decoder tells SampleFrames the frame rate (only decord does in
         mmaction2); where it is False, target_fps has no effect on the sampled positions.
     average: what is averaged over the views, softmax probabilities or raw scores.
+    scores: what else they may be: "head" is what the model's own head makes of its logits, whatever
+        `average` says, and "sigmoid" the average over the views of each logit's sigmoid.
     channels: of a frame: 3 are RGB; 2 are optical flow, x and y, in grey levels with 128 for none.
     wire: how frames travel to the server: None is as pixels, without loss. Only Jpeg is written,
         so that a client that knows pixels only reads no contract of a model that takes none.
@@ -158,6 +163,7 @@ class Contract:
     channels: int = 3
     reads_fps: bool = True
     wire: Jpeg | None = None
+    scores: Scores = "config"
     labels: tuple[str, ...] = ()
     config_views: Mapping[str, int | str] | None = None
     provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -169,6 +175,8 @@ class Contract:
             raise ContractError(f"{len(self.labels)} labels for {self.classes} classes")
         if self.wire is not None and self.channels != 3:
             raise ContractError(f"JPEG holds frames of 3 channels, not {self.channels}")
+        if self.scores not in ("config", "head", "sigmoid"):
+            raise ContractError(f"scores are {self.scores!r}, which this code does not know")
 
     @property
     def takes_flow(self) -> bool:
@@ -208,9 +216,10 @@ class Contract:
     def to_json(self) -> str:
         """The one string that is written; keys are sorted, so equal contracts are equal strings."""
         fields = {"schema": SCHEMA, **_plain(self)}
-        if self.wire is None:
-            del fields["wire"]
-        elif self.wire.chroma == "halved":
+        for name, unsaid in _LATER.items():
+            if getattr(self, name) == unsaid:
+                del fields[name]
+        if self.wire is not None and self.wire.chroma == "halved":
             del fields["wire"]["chroma"]
         return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
@@ -244,6 +253,10 @@ class Contract:
         except (KeyError, TypeError) as exc:
             raise ContractError(f"the serving contract is incomplete: {exc}") from exc
 
+
+_LATER: Mapping[str, Any] = {"wire": None, "scores": "config"}
+"""Fields that came after the first contracts, and the value at which they are left out, so that a
+contract that needs none of them is the same text for every client."""
 
 _SAMPLERS: dict[str, Any] = {c.kind: c for c in (SampleFrames, DenseSampleFrames, UniformSample)}
 _RESIZES: dict[str, Any] = {c.kind: c for c in (KeepRatioResize, FixedResize)}

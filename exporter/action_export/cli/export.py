@@ -97,6 +97,7 @@ def _request(arguments: argparse.Namespace) -> ExportRequest:
             hardware_compatible=arguments.hardware_compatible,
         ),
         precision=arguments.precision,
+        scores=arguments.scores,
         wire=arguments.wire,
         jpeg_quality=arguments.jpeg_quality,
         calibration=tuple(arguments.calibration),
@@ -163,6 +164,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="override the config, as mmaction2's tools do",
+    )
+    add(
+        "--scores",
+        choices=("config", "sigmoid"),
+        default="config",
+        help="those of mmaction2's predict, or each class's own probability, as of a model of "
+        "several labels a video (default: %(default)s)",
     )
     add(
         "--trust-checkpoint",
