@@ -17,7 +17,7 @@ import pytest
 from action_runtime import video
 from action_runtime.sampling import Plan
 from action_runtime.video import VideoError
-from support.encode import Encoding, encode, moving_shapes
+from support.encode import Encoding, encode, moving_shapes, remux
 from support.videos import real_videos
 
 OPEN_GOP = "open-gop=1:keyint=24:min-keyint=24:bframes=3:b-adapt=0:scenecut=0"
@@ -118,6 +118,12 @@ def test_encoded_videos_equal_decord(name: str, tmp_path: Path) -> None:
     assert (found.total_frames, found.fps) == (100, reader.get_avg_fps())
     # In order, because decord's random access is wrong for open GOPs and several containers.
     assert np.array_equal(read(path), reader.get_batch(range(len(reader))).asnumpy())
+
+
+def test_no_two_encodings_of_the_same_frames_are_alike(tmp_path: Path) -> None:
+    """As on some CPUs, so that a test which expects it fails on all of them."""
+    first, second = (encode(tmp_path / f"{n}.mp4", moving_shapes(5)) for n in "ab")
+    assert not np.array_equal(read(first), read(second))
 
 
 def test_odd_dimensions_equal_decord(tmp_path: Path) -> None:
@@ -292,22 +298,6 @@ def test_a_seek_that_lands_behind_its_keyframe_is_noticed(
 # Numbering where packets do not tell it.
 
 
-def remux(
-    source: Path,
-    target: Path,
-    change: Callable[[int, av.Packet], list[av.Packet]],
-) -> Path:
-    """Copies the packets; `change` gives what is written for the nth packet."""
-    with av.open(str(source)) as given, av.open(str(target), "w") as made:
-        stream = made.add_stream_from_template(given.streams.video[0])
-        packets = (packet for packet in given.demux(given.streams.video[0]) if packet.size)
-        for number, packet in enumerate(packets):
-            for changed in change(number, packet):
-                changed.stream = stream
-                made.mux(changed)
-    return target
-
-
 def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: Path, decoded: list) -> None:
     """decord counts all 60 and then repeats the last; players show 55."""
     whole = encode(
@@ -377,18 +367,17 @@ NOT_CODED = b"\x00\x00\x01\xb6\x50\x4e"
 
 
 def test_a_raw_stream_without_times_is_numbered_by_decoding(tmp_path: Path) -> None:
-    frames = moving_shapes(60)
-    raw = encode(tmp_path / "raw.h264", frames, Encoding(options=CLOSED_GOPS))
-    boxed = encode(tmp_path / "boxed.mp4", frames, Encoding(options=CLOSED_GOPS))
+    boxed = encode(tmp_path / "boxed.mp4", moving_shapes(60), Encoding(options=CLOSED_GOPS))
+    raw = remux(boxed, tmp_path / "raw.h264")
     assert info_of(raw).total_frames == 60
     assert np.array_equal(read(raw, lambda total: [0, 33, 59]), read(boxed)[[0, 33, 59]])
 
 
 def test_mpeg_ts_gives_every_frame(tmp_path: Path) -> None:
     """decord 0.6.0 returns other frames here, or fails at the end."""
-    frames = moving_shapes(60)
-    stream = encode(tmp_path / "stream.ts", frames, Encoding(options=CLOSED_GOPS))
-    boxed = encode(tmp_path / "boxed.mp4", frames, Encoding(options=CLOSED_GOPS))
+    boxed = encode(tmp_path / "boxed.mp4", moving_shapes(60), Encoding(options=CLOSED_GOPS))
+    stream = remux(boxed, tmp_path / "stream.ts")
+    assert len(read(stream)) == 60
     assert np.array_equal(read(stream), read(boxed))
 
 

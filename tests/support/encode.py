@@ -1,8 +1,14 @@
-"""Video files made on the spot: frames in, a file in any codec and shape of trouble out."""
+"""Video files made on the spot: frames in, a file in any codec and shape of trouble out.
+
+libx264 gives other pixels for the same frames on other CPUs, and on some of them from call to call,
+as memory happens to lie. So `encode` never gives the same twice: what compares two encodings fails
+here on every machine. To have the same pixels in two containers, encode once and `remux`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -51,11 +57,18 @@ def moving_shapes(
     return frames
 
 
+_QUALITIES = itertools.cycle({"crf": crf} for crf in ("23", "22.5", "22"))
+
+
 def encode(path: Path, frames: npt.NDArray[np.uint8], encoding: Encoding | None = None) -> Path:
-    """Writes RGB `frames` [F, H, W, 3] to `path`, whose suffix names the container."""
+    """Writes RGB `frames` [F, H, W, 3] to `path`, whose suffix names the container.
+
+    H.264 and HEVC come out otherwise at each call, see above.
+    """
     how = encoding or Encoding()
+    varied = next(_QUALITIES) if how.codec in ("libx264", "libx265") else {}
     with av.open(str(path), "w", options=dict(how.container)) as container:
-        stream = container.add_stream(how.codec, rate=how.rate, options=dict(how.options))
+        stream = container.add_stream(how.codec, rate=how.rate, options={**varied, **how.options})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = how.pix_fmt
         for name, value in how.color.items():
@@ -74,6 +87,22 @@ def encode(path: Path, frames: npt.NDArray[np.uint8], encoding: Encoding | None 
             seconds = float((max(ticks) + 1) * time_base)
             _add_tone(container, sound, seconds)
     return path
+
+
+def remux(
+    source: Path,
+    target: Path,
+    change: Callable[[int, av.Packet], list[av.Packet]] = lambda number, packet: [packet],
+) -> Path:
+    """Copies the packets; `change` gives what is written for the nth packet."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        packets = (packet for packet in given.demux(given.streams.video[0]) if packet.size)
+        for number, packet in enumerate(packets):
+            for changed in change(number, packet):
+                changed.stream = stream
+                made.mux(changed)
+    return target
 
 
 def _add_tone(container: av.container.OutputContainer, stream: object, seconds: float) -> None:
