@@ -15,6 +15,7 @@ from action_runtime.spec import Contract
 from action_export import (
     dependencies,
     example,
+    inputs,
     manifest,
     parity,
     precision,
@@ -25,7 +26,7 @@ from action_export import (
     tensorrt,
     tracing,
 )
-from action_export.checkpoint import build_model, load_checkpoint
+from action_export.checkpoint import build_model, load_checkpoint, unused_note
 from action_export.errors import ConfigError, RepositoryError
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.gpu import Gpu
@@ -78,6 +79,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     precision.check_calibration(request.precision, request.calibration)
     check_wire(request)
     check_format(request)
+    inputs.check(request)
     builder = None if request.dry_run else _builder_for(request)
     if request.format == "openvino" and not request.dry_run:
         dependencies.require("openvino", extra="openvino")
@@ -149,6 +151,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
     with steps("load checkpoint") as step:
         checkpoint = load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
         model = build_model(config, checkpoint)
+        unused = unused_note(model, checkpoint)
         labels = load_labels(request.labels, checkpoint, classes)
         family = family_of(config.model, FAMILIES)
         decisions = decide(model, family)
@@ -187,6 +190,8 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         runtime=runtime,
         notes=(
             *config.notes,
+            *checkpoint.notes,
+            *unused,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
             *scores_notes(model, scores, contract.classes, contract.average),
