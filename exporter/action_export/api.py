@@ -152,15 +152,21 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         checkpoint = load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
         model = build_model(config, checkpoint)
         unused = unused_note(model, checkpoint)
-        labels = load_labels(request.labels, checkpoint, classes)
+        labels = load_labels(
+            request.labels,
+            checkpoint,
+            classes,
+            relabel=request.relabel,
+            published=repository.published_labels(request.triton_repo, names),
+        )
         family = family_of(config.model, FAMILIES)
         decisions = decide(model, family)
         scores = scores_of(model, request.scores)
-        step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"
+        step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels.names) or 'no'} labels"
     with steps("plan") as step:
         contract = preprocessing.contract(
             config,
-            labels=labels,
+            labels=labels.names,
             provenance=manifest.provenance(config, checkpoint),
             wire=wire,
             scores=scores,
@@ -192,6 +198,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
             *config.notes,
             *checkpoint.notes,
             *unused,
+            *labels.notes,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
             *scores_notes(model, scores, contract.classes, contract.average),
