@@ -15,6 +15,7 @@ from action_runtime.spec import Contract
 from action_export import (
     dependencies,
     example,
+    inputs,
     manifest,
     parity,
     precision,
@@ -25,7 +26,7 @@ from action_export import (
     tensorrt,
     tracing,
 )
-from action_export.checkpoint import build_model, load_checkpoint
+from action_export.checkpoint import build_model, load_checkpoint, unused_note
 from action_export.errors import ConfigError, RepositoryError
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.gpu import Gpu
@@ -78,6 +79,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     precision.check_calibration(request.precision, request.calibration)
     check_wire(request)
     check_format(request)
+    inputs.check(request)
     builder = None if request.dry_run else _builder_for(request)
     if request.format == "openvino" and not request.dry_run:
         dependencies.require("openvino", extra="openvino")
@@ -149,15 +151,22 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
     with steps("load checkpoint") as step:
         checkpoint = load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
         model = build_model(config, checkpoint)
-        labels = load_labels(request.labels, checkpoint, classes)
+        unused = unused_note(model, checkpoint)
+        labels = load_labels(
+            request.labels,
+            checkpoint,
+            classes,
+            relabel=request.relabel,
+            published=repository.published_labels(request.triton_repo, names),
+        )
         family = family_of(config.model, FAMILIES)
         decisions = decide(model, family)
         scores = scores_of(model, request.scores)
-        step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels) or 'no'} labels"
+        step.result = f"{len(checkpoint.state_dict)} tensors, {len(labels.names) or 'no'} labels"
     with steps("plan") as step:
         contract = preprocessing.contract(
             config,
-            labels=labels,
+            labels=labels.names,
             provenance=manifest.provenance(config, checkpoint),
             wire=wire,
             scores=scores,
@@ -187,6 +196,9 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         runtime=runtime,
         notes=(
             *config.notes,
+            *checkpoint.notes,
+            *unused,
+            *labels.notes,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
             *scores_notes(model, scores, contract.classes, contract.average),

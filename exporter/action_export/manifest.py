@@ -135,6 +135,8 @@ def command(request: ExportRequest) -> str:
         words += ["--videos", *map(str, request.videos)]
     if request.trust_checkpoint:
         words.append("--trust-checkpoint")
+    if request.relabel:
+        words.append("--relabel")
     return shlex.join(words)
 
 

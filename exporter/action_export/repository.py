@@ -323,14 +323,28 @@ def _published_contract(repo: Path, names: Names) -> Contract | None:
         return None
 
 
+def published_labels(repo: Path, names: Names) -> tuple[str, ...] | None:
+    """Of the model of that name which action-export wrote; None where there is none.
+
+    Raises:
+        RepositoryError: the repository cannot be read.
+    """
+    with _disk_errors(f"{repo} cannot be read"):
+        published = _published_contract(repo, names)
+    return None if published is None else published.labels
+
+
 def _check_compatible(
     repo: Path, names: Names, before: Contract, contract: Contract, texts: dict[str, str]
 ) -> None:
-    """A new version must not change what clients rely on; where it comes from may differ."""
+    """A new version must not change what clients rely on.
+
+    Where it comes from may differ, and what its classes are called: labels.py decides on that.
+    """
     changed = [
         field.name
         for field in dataclasses.fields(Contract)
-        if field.name not in ("provenance", "config_views")
+        if field.name not in ("provenance", "config_views", "labels")
         and getattr(before, field.name) != getattr(contract, field.name)
     ]
     for name in (names.preprocess, names.recognizer):
@@ -341,7 +355,7 @@ def _check_compatible(
                 f"{path} is missing or cannot be read, so {names.ensemble} is incomplete",
                 hint="restore it, or give another --name",
             )
-        if (list(old.input), list(old.output)) != (list(new.input), list(new.output)):
+        if _tensors(old) != _tensors(new):
             changed.append(f"tensors of {name}")
         # the config is of all versions, and would look for the same file in each
         if _runs(old) != _runs(new):
@@ -352,6 +366,15 @@ def _check_compatible(
             f"{', '.join(changed)} would change",
             hint="its clients would break; publish under a new --name",
         )
+
+
+def _tensors(config: Any) -> list[Any]:
+    """Inputs and outputs, whether or not the classes have names."""
+    unnamed = type(config)()
+    unnamed.CopyFrom(config)
+    for output in unnamed.output:
+        output.ClearField("label_filename")
+    return [*unnamed.input, *unnamed.output]
 
 
 def _runs(config: Any) -> tuple[str, str]:

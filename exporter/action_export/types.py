@@ -141,6 +141,8 @@ class ExportRequest:
     max_batch_size: videos in one execution of the recognizer; None chooses by the views.
     triton_version: release of the server that will load the repository, such as "24.10".
     server_tensorrt: the TensorRT in its image, where this package does not know the release.
+    relabel: serve `labels` where the checkpoint, or the published model, names its classes
+        otherwise.
     calibration: the videos whose values give the scales of int8.
     scores: those of mmaction2's predict, or the average over views of each logit's sigmoid.
     wire: how frames travel to the server: as pixels, or as JPEG of `jpeg_quality`, which is lossy;
@@ -175,6 +177,7 @@ class ExportRequest:
     model_version: int | None = None
     cfg_options: tuple[str, ...] = ()
     trust_checkpoint: bool = False
+    relabel: bool = False
     videos: tuple[Path, ...] = ()
     proof: Proof = "auto"
     dry_run: bool = False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from action_export import api
+from action_export import api, repository
+from action_export.errors import ContractChangedError
 from action_export.types import ExportRequest, StepEvent
 from support.tiny import MODEL_TRN, PIPELINE_TRN, VIDEOS, Tiny, make
 
@@ -62,3 +64,37 @@ def test_what_was_decided_for_mmaction2_stands_in_the_manifest(
     assert written["decisions"]["trn_relations"]["6"] == [[0, 1, 2, 3, 4, 5]]
     assert list(written["decisions"]["trn_relations"]) == ["6", "5", "4", "3", "2"]
     assert any("draws the frame subsets" in note for note in result.notes)
+
+
+def test_labels_are_held_to_the_checkpoints_and_to_the_published_ones(
+    tiny_trn: Tiny, tmp_path: Path
+) -> None:
+    repo, names = tmp_path / "repo", tuple(f"class {number}" for number in range(10))
+    publish_names(tiny_trn, repo, names)
+    state = torch.load(tiny_trn.checkpoint)
+    torch.save({**state, "meta": {"CLASSES": names[::-1]}}, tmp_path / "reversed.pth")
+    (tmp_path / "labels.txt").write_text("\n".join(names[::-1]))
+    asked = replace(
+        request(tiny_trn, repo), checkpoint=tmp_path / "reversed.pth", dry_run=True, videos=()
+    )
+    with pytest.raises(ContractChangedError, match="class 0 is 'class 9' and 'class 0'"):
+        api.export(asked)
+    corrected = replace(asked, labels=tmp_path / "labels.txt")
+    for accepted in (replace(asked, relabel=True), corrected):
+        result = api.export(accepted)
+        assert result.version == 2
+        assert result.contract.labels == names[::-1]
+        assert any("change with this version" in note for note in result.notes)
+
+
+def publish_names(tiny: Tiny, repo: Path, labels: tuple[str, ...]) -> None:
+    """Version 1 of a model with these labels, without the graph that nothing here reads."""
+    planned = repository.plan(
+        repo,
+        repository.check_name("tiny"),
+        contract=replace(tiny.contract, labels=labels),
+        tensors=tiny.tensors,
+    )
+    with repository.staging(repo) as stage:
+        repository.write(planned, stage)
+        repository.publish(planned, stage)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import datetime
+import decimal
+import fractions
+import os
 import pickle
+import tempfile
+import types
+import uuid
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from action_export import source
-from action_export.checkpoint import build_model, load_checkpoint
+from action_export.checkpoint import (
+    Checkpoint,
+    _is_foreign,
+    build_model,
+    load_checkpoint,
+    unused_note,
+)
 from action_export.errors import (
     ActionExportError,
     CheckpointError,
 )
 from action_export.mmaction_compat import import_mmaction
 from action_export.source import RecognizerConfig, load_config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint as load_with_mmengine
 from support.disk import open_folder, without_privileges
 from support.refusal import refusal
 from support.tiny import CLASSES, MODEL_3D, PIPELINE_3D, changed, write_config
@@ -45,6 +61,16 @@ def config(config_file: Path) -> RecognizerConfig:
 def weights(config: RecognizerConfig) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     return dict(source.build_untrained(config).state_dict())
+
+
+class Payload:
+    """Runs `function(*arguments)` while it is unpickled."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._call
 
 
 # --- Checkpoints that training wrote ------------------------------------------------------------
@@ -120,6 +146,7 @@ def test_a_checkpoint_of_mmengines_runner_is_read_without_trust(
 
     checkpoint = load_checkpoint(training.checkpoint)
     assert checkpoint.classes == CLASS_NAMES
+    assert "`ema_state_dict` beside `state_dict`" in checkpoint.notes[0]
     assert not build_model(config, checkpoint).training
 
 
@@ -249,9 +276,8 @@ def test_a_zip_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
     refusal(CheckpointError, lambda: load_checkpoint(path))
 
 
-@pytest.mark.parametrize("name", ["nowhere.pth", "."])
-def test_a_missing_checkpoint_is_named(tmp_path: Path, name: str) -> None:
-    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / name))
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "nowhere.pth"))
     assert "there is no checkpoint file" in error.message
 
 
@@ -278,17 +304,147 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path, content: object
     assert "no weights" in error.message
 
 
+@pytest.mark.parametrize("key", ["model", "model_state", "state_dict_ema"])
+def test_weights_under_another_key_are_named(tmp_path: Path, key: str) -> None:
+    torch.save({key: {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "w.pth")
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth"))
+    assert error.message.endswith(f"; {key} would be one")
+    assert f"checkpoint[{key!r}]" in error.hint
+
+
+def test_a_whole_model_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "w.pth")
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth"))
+    assert "torch.nn.modules.linear.Linear" in error.message
+    assert "--trust-checkpoint" in error.hint
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth", trust=True))
+    assert "a whole model (Linear)" in error.message
+    assert "model.state_dict()" in error.hint
+
+
+def test_a_model_of_torchscript_is_called_that(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "w.pt")
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pt"))
+    assert "is a model of TorchScript" in error.message
+
+
+# --- What training stores beside the weights ----------------------------------------------------
+
+NUMBERS = ["?", "b", "B", "h", "H", "i", "I", "q", "Q", "e", "f", "d", "g", "F", "D"]
+META: dict[str, Any] = {
+    "cfg": "model = dict(type='Recognizer3D')",
+    "every number of numpy": [np.dtype(kind).type(1) for kind in NUMBERS],
+    "texts and times of numpy": [
+        np.str_("x"),
+        np.bytes_(b"x"),
+        np.datetime64("2026-01-01"),
+        np.timedelta64(3, "s"),
+    ],
+    "arrays": [
+        np.arange(3, dtype=np.float16),
+        np.array(["a", "bc"]),
+        np.array([1, "a", None], object),
+        np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]),
+    ],
+    "types of numpy": [np.float16, np.int64, np.dtype("f4"), np.str_],
+    "paths": [Path("work_dirs/x"), PurePosixPath("/x"), PureWindowsPath("C:/x")],
+    "times": [datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc), datetime.date.max],
+    "durations": [datetime.timedelta(1), datetime.time(1)],
+    "dicts": [OrderedDict(a=1), Counter("aab"), defaultdict(list, a=[1]), ConfigDict(a={"b": 1})],
+    "configs": Config({"model": {"type": "Recognizer3D"}}),
+    "sequences": [{1}, frozenset([1]), deque([1, 2]), range(3), slice(1, 2), bytearray(b"x"), b"x"],
+    "settings": [argparse.Namespace(a=1), types.SimpleNamespace(a=1)],
+    "exact numbers": [decimal.Decimal("0.1"), fractions.Fraction(1, 3), uuid.UUID(int=1), 1j],
+    "the version of torch": torch.__version__,
+    "log": HistoryBuffer([1.0], [1]),
+    "state of a generator": np.random.RandomState(0).get_state(),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("stored", META)
+def test_what_training_stores_beside_the_weights_needs_no_trust(
+    weights: dict[str, torch.Tensor], tmp_path: Path, stored: str, legacy: bool
+) -> None:
+    path = tmp_path / "w.pth"
+    meta = {stored: META[stored], "dataset_meta": {"classes": CLASS_NAMES}}
+    content = {"meta": meta, "state_dict": weights, "message_hub": {"runtime_info": meta}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_checkpoint(path)
+    assert loaded.classes == CLASS_NAMES
+    assert loaded.state_dict.keys() == weights.keys()
+    assert loaded.notes == ()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["a", "bü 🎉"],
+        ("a", "bü 🎉"),
+        [np.str_("a"), np.str_("bü 🎉")],
+        np.array(["a", "bü 🎉"]),
+        np.array(["a", "bü 🎉"], ">U9"),
+        np.array(["a", "bü 🎉"], object),
+    ],
+    ids=["list", "tuple", "numpy texts", "array", "big-endian", "objects"],
+)
+def test_names_of_classes_are_read_in_whatever_form(
+    weights: dict[str, torch.Tensor], tmp_path: Path, classes: object, trust: bool
+) -> None:
+    meta = {"dataset_meta": ConfigDict(classes=classes)}
+    torch.save({"state_dict": weights, "meta": meta}, tmp_path / "w.pth")
+    assert load_checkpoint(tmp_path / "w.pth", trust=trust).classes == ("a", "bü 🎉")
+
+
+def test_names_of_classes_that_are_no_texts_are_noted(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    meta = {"dataset_meta": {"classes": [Path("a"), Path("b")]}}
+    torch.save({"state_dict": weights, "meta": meta}, tmp_path / "w.pth")
+    loaded = load_checkpoint(tmp_path / "w.pth")
+    assert loaded.classes == ()
+    assert "not as a list of texts" in loaded.notes[0]
+
+
+def test_no_function_of_numpy_is_called_with_what_a_file_holds(
+    weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    calls = [Payload(np.core.multiarray.scalar, "no type", 1), Payload(np.dtype, "no type")]
+    torch.save({"state_dict": weights, "meta": {"value": calls}}, tmp_path / "w.pth")
+    assert load_checkpoint(tmp_path / "w.pth").state_dict.keys() == weights.keys()
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        (lambda: Payload(print, "x"), "builtins.print"),
+        (lambda: [Payload(print, "x"), Payload(os.getcwd)], "builtins.print, posix.getcwd"),
+        (lambda: Payload(getattr, np.ndarray, "tofile"), "getattr of ('tofile',)"),
+        (lambda: torch.nn.Conv2d(1, 1, 1), "torch.nn.modules.conv.Conv2d"),
+    ],
+)
+def test_what_could_run_code_is_named(
+    weights: dict[str, torch.Tensor], tmp_path: Path, stored: Callable[[], object], named: str
+) -> None:
+    torch.save({"state_dict": weights, "meta": stored()}, tmp_path / "w.pth")
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth"))
+    assert named in error.message
+    assert "--trust-checkpoint" in error.hint
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_pickle_of_a_later_protocol_is_a_matter_of_trust(
+    weights: dict[str, torch.Tensor], tmp_path: Path, protocol: int
+) -> None:
+    torch.save({"state_dict": weights}, tmp_path / "w.pth", pickle_protocol=protocol)
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth"))
+    assert f"protocol {protocol}" in error.message
+    assert "--trust-checkpoint" in error.hint
+    assert load_checkpoint(tmp_path / "w.pth", trust=True).state_dict.keys() == weights.keys()
+
+
 # --- Checkpoints that hold code -----------------------------------------------------------------
-
-
-class Payload:
-    """Runs `function(*arguments)` while it is unpickled."""
-
-    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        self._call = (function, arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self._call
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -406,6 +562,219 @@ def test_a_long_list_of_one_kind_does_not_hide_the_other(
     error = fit_error(config, {"neck.weight": weights[HEAD]}, tmp_path)
     assert "missing backbone.conv1.conv.weight" in error.message
     assert "unexpected neck.weight" in error.message
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["n_averaged"],
+        ["steps"],
+        ["ema_backbone_conv1_conv_weight"],
+        ["fc.weight", "fc.bias"],
+        ["backbone.fc.weight", "backbone.fc.bias"],
+        ["backbone.head.fc.weight"],
+        ["cls_head.loss_cls.class_weight"],
+        ["backbone.layer1.total_ops", "backbone.layer1.0.total_params"],
+        ["student.backbone.conv1.conv.weight"],
+    ],
+    ids=lambda keys: keys[0],
+)
+def test_keys_that_change_no_score_are_noted_and_left_out_as_mmengine_does(
+    config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path, keys: list[str]
+) -> None:
+    path = tmp_path / "w.pth"
+    state = {**weights, **{key: torch.zeros(3) for key in keys}}
+    torch.save({"state_dict": state}, path)
+    checkpoint = load_checkpoint(path)
+    model = build_model(config, checkpoint)
+    [note] = unused_note(model, checkpoint)
+    assert note.startswith(f"{len(keys)} tensors")
+    assert note.endswith(", ".join(sorted(keys)))
+    theirs = source.build_untrained(config)
+    load_with_mmengine(theirs, str(path), map_location="cpu")
+    assert_equal_weights(model, theirs)
+
+
+def assert_equal_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    expected = theirs.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
+
+
+def test_a_checkpoint_of_the_very_model_needs_no_note(
+    config: RecognizerConfig, training: Training
+) -> None:
+    checkpoint = load_checkpoint(training.checkpoint)
+    assert unused_note(build_model(config, checkpoint), checkpoint) == ()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "backbone.layer1.2.conv1.conv.weight",  # one more block: a deeper network
+        "backbone.layer3.0.conv1.conv.weight",  # one more stage
+        "backbone.layer1.0.conv1.attention.weight",
+        "backbone.conv1.conv.bias",
+        "backbone.norm.weight",
+        "neck.conv.weight",
+        "cls_head.fc_more.weight",
+        "cls_head.fc_cls.scale",
+    ],
+)
+def test_one_key_of_another_architecture_is_refused(
+    config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path, key: str
+) -> None:
+    error = fit_error(
+        config, {**weights, "n_averaged": weights[HEAD], key: weights[HEAD]}, tmp_path
+    )
+    assert error.message.endswith(f"does not fit the config: unexpected {key}")
+    assert error.hint == "the checkpoint belongs to another config"
+
+
+def test_a_deeper_network_of_the_same_shapes_is_refused(
+    config: RecognizerConfig, tmp_path: Path
+) -> None:
+    """As a ResNet-101 in the config of a ResNet-50: every weight of the config is in the file."""
+    deeper = write_config(
+        tmp_path / "deeper.py",
+        model=changed(MODEL_3D, backbone__depth=34),
+        test_pipeline=PIPELINE_3D,
+    )
+    state = source.build_untrained(load_config(str(deeper))).state_dict()
+    assert state.keys() > source.build_untrained(config).state_dict().keys()
+    error = fit_error(config, dict(state), tmp_path)
+    assert "missing" not in error.message
+    assert "unexpected backbone.layer1.2.conv1.conv.weight" in error.message
+
+
+@pytest.mark.parametrize(("shift", "fits"), [(0.0, True), (1.0, False)])
+def test_stored_means_of_pixels_must_be_the_configs(
+    config: RecognizerConfig,
+    weights: dict[str, torch.Tensor],
+    tmp_path: Path,
+    shift: float,
+    fits: bool,
+) -> None:
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1, 1) + shift
+    state = {**weights, "data_preprocessor.mean": mean}
+    if not fits:
+        assert "data_preprocessor.mean" in fit_error(config, state, tmp_path).message
+        return
+    torch.save(state, tmp_path / "w.pth")
+    checkpoint = load_checkpoint(tmp_path / "w.pth")
+    assert "data_preprocessor.mean" in unused_note(build_model(config, checkpoint), checkpoint)[0]
+
+
+def test_the_classifier_of_a_backbone_that_has_none_is_no_other_architecture(
+    tmp_path: Path,
+) -> None:
+    """torchvision's backbones keep an Identity in the place of their classifier."""
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    model.backbone.fc = torch.nn.Identity()
+    state = {**model.state_dict(), "backbone.fc.weight": torch.zeros(1)}
+    checkpoint = Checkpoint(path=tmp_path, sha256="", state_dict=state, classes=())
+    assert not _is_foreign(model, checkpoint, "backbone.fc.weight")
+    assert _is_foreign(model, checkpoint, "backbone.0.scale")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda key: f"_orig_mod.{key}",
+        lambda key: f"module._orig_mod.{key}",
+        lambda key: f"_orig_mod.module.{key}",
+        lambda key: key.replace("backbone.", "backbone._orig_mod."),
+    ],
+    ids=["whole", "parallel of compiled", "compiled of parallel", "backbone"],
+)
+def test_the_prefix_of_torch_compile_is_stripped_and_noted(
+    weights: dict[str, torch.Tensor], tmp_path: Path, form: Callable[[str], str]
+) -> None:
+    state = {form(key): value for key, value in weights.items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    loaded = load_checkpoint(tmp_path / "w.pth")
+    assert loaded.state_dict.keys() == weights.keys()
+    assert "_orig_mod, which torch.compile puts" in loaded.notes[0]
+
+
+def test_averaged_weights_of_torch_itself_are_read(
+    config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    model = source.build_untrained(config)
+    model.load_state_dict(weights)
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), tmp_path / "w.pth")
+    checkpoint = load_checkpoint(tmp_path / "w.pth")
+    built = build_model(config, checkpoint)
+    assert_equal_weights(built, model)
+    assert "n_averaged" in unused_note(built, checkpoint)[0]
+
+
+@pytest.mark.parametrize("key", ["ema_state_dict", "state_dict_ema"])
+def test_a_second_set_of_weights_is_noted_and_left_as_mmaction2s_test_leaves_it(
+    config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path, key: str
+) -> None:
+    second = {name: value + 1 for name, value in weights.items()}
+    torch.save({"state_dict": weights, key: second}, tmp_path / "w.pth")
+    checkpoint = load_checkpoint(tmp_path / "w.pth")
+    [note] = checkpoint.notes
+    assert f"`{key}` beside `state_dict`" in note
+    theirs = source.build_untrained(config)
+    load_with_mmengine(theirs, str(tmp_path / "w.pth"), map_location="cpu")
+    assert_equal_weights(build_model(config, checkpoint), theirs)
+
+
+def test_a_test_run_with_an_ema_hook_runs_what_is_loaded(
+    config: RecognizerConfig, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmengine.hooks import EMAHook
+    from mmengine.runner import Runner
+
+    hook = EMAHook(momentum=0.5)
+    # mmengine leaves torch's default, which refuses the logs in its checkpoints since torch 2.6
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(
+            model=dict(config.model),
+            work_dir=folder,
+            test_dataloader=dict(
+                dataset=NoiseVideos(),
+                batch_size=2,
+                sampler=dict(type="DefaultSampler", shuffle=False),
+                collate_fn=dict(type="pseudo_collate"),
+            ),
+            test_cfg=dict(type="TestLoop"),
+            test_evaluator=dict(type="AccMetric"),
+            custom_hooks=[hook],
+            load_from=str(training.checkpoint),
+            default_scope="mmaction",
+            log_level="ERROR",
+            experiment_name="test_run",
+        )
+        run: list[dict[str, torch.Tensor]] = []
+        runner.model.test_step = _noting(runner.model, run)
+        runner.test()
+    ours = build_model(config, load_checkpoint(training.checkpoint)).state_dict()
+    assert all(torch.equal(run[0][key], value) for key, value in ours.items())
+
+
+def _noting(model: Any, run: list[dict[str, torch.Tensor]]) -> Callable[[Any], Any]:
+    """The model's own test_step, which notes the weights that it runs with."""
+    test_step = model.test_step
+
+    def noting(data: Any) -> Any:
+        run.append({key: value.clone() for key, value in model.state_dict().items()})
+        return test_step(data)
+
+    return noting
+
+
+def test_the_prefix_of_another_trainer_is_named(
+    config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    state = {f"recognizer.{key}": value for key, value in weights.items()}
+    error = fit_error(config, state, tmp_path)
+    assert "its keys begin with 'recognizer.'" in error.hint
 
 
 def test_misshapen_keys_are_listed_with_both_shapes(

@@ -229,6 +229,14 @@ def labels_of_the_wrong_count(a: Attempt) -> None:
     a.options += ["--labels", a.file("labels.txt", "one\ntwo\n")]
 
 
+def labels_in_another_order(a: Attempt) -> None:
+    state = torch.load(a.checkpoint)
+    names = [f"class {number}" for number in range(10)]
+    torch.save({**state, "meta": {"dataset_meta": {"classes": names}}}, a.folder / "named.pth")
+    a.checkpoint = str(a.folder / "named.pth")
+    a.options += ["--labels", a.file("labels.txt", "\n".join(reversed(names)))]
+
+
 def missing_labels(a: Attempt) -> None:
     a.options += ["--labels", str(a.folder / "nowhere.txt")]
 
@@ -387,7 +395,8 @@ FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] =
     (option("--name", ".."), NameRefusedError, "--name model"),
     (option("--name", "../up"), NameRefusedError, "--name up"),
     (labels_of_the_wrong_count, LabelsError, "2 labels, the model has 10 classes"),
-    (missing_labels, LabelsError, "nowhere.txt cannot be read"),
+    (labels_in_another_order, LabelsError, "class 0 is 'class 9' and 'class 0'"),
+    (missing_labels, LabelsError, "there is no labels file"),
     (model_that_does_not_run, ConfigError, "mmaction2 cannot run the model"),
     (model_that_cannot_be_traced, TracingError, "torch cannot write"),
     (full_target, RepositoryError, "free space"),

@@ -22,7 +22,14 @@ def test_errors_page_is_current() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/preprocessing.md", "docs/architecture.md", "docs/openvino.md"]
+    "page",
+    [
+        "README.md",
+        "docs/preprocessing.md",
+        "docs/architecture.md",
+        "docs/openvino.md",
+        "docs/checkpoints.md",
+    ],
 )
 def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (export_cli.main, serve_cli.main, client_cli.main, bench_cli.main):

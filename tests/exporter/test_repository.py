@@ -22,7 +22,16 @@ from action_export.errors import (
     NameRefusedError,
     RepositoryError,
 )
-from action_export.repository import Names, Plan, check_name, plan, publish, staging, write
+from action_export.repository import (
+    Names,
+    Plan,
+    check_name,
+    plan,
+    publish,
+    published_labels,
+    staging,
+    write,
+)
 from action_export.types import Device, Tensors
 from action_runtime.spec import PARAMETER, Contract, Crop, KeepRatioResize, SampleFrames
 from google.protobuf import text_format
@@ -346,8 +355,6 @@ def test_a_version_that_triton_would_not_serve_is_refused(tmp_path: Path, versio
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (dict(labels=("a", "b", "c")), "labels"),
-        (dict(labels=()), "labels"),
         (dict(classes=4, labels=()), "classes"),
         (dict(sampler=SampleFrames(clip_len=4, num_clips=3)), "sampler"),
         (dict(sampler=SampleFrames(clip_len=4, num_clips=2, frame_interval=2)), "sampler"),
@@ -375,6 +382,22 @@ def test_what_does_not_touch_clients_may_change(tmp_path: Path) -> None:
     moved = replace(CONTRACT, provenance={}, config_views={"num_clips": 10, "crops": "ten"})
     assert publish_one(repo, moved, max_batch_size=1, device="gpu").version == 2
     assert read_config(repo, "tiny_recognizer").max_batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(("a", "b", "c"), ("c", "b", "a")), ((), ("a", "b", "c"))]
+)
+def test_labels_may_change_everywhere_a_client_reads_them(
+    tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    repo = tmp_path / "repo"
+    assert published_labels(repo, Names(ensemble="tiny")) is None
+    publish_one(repo, replace(CONTRACT, labels=before))
+    assert published_labels(repo, Names(ensemble="tiny")) == before
+    publish_one(repo, replace(CONTRACT, labels=after))
+    assert published_labels(repo, Names(ensemble="tiny")) == after
+    assert read_config(repo, "tiny_recognizer").output[0].label_filename == "labels.txt"
+    assert (repo / "tiny_recognizer/labels.txt").read_text("utf-8").split("\n")[:-1] == [*after]
 
 
 def test_tensors_that_were_edited_by_hand_are_refused(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def _request(arguments: argparse.Namespace) -> ExportRequest:
         model_version=arguments.model_version,
         cfg_options=tuple(arguments.cfg_options),
         trust_checkpoint=arguments.trust_checkpoint,
+        relabel=arguments.relabel,
         videos=tuple(arguments.videos),
         proof=arguments.proof,
         dry_run=arguments.dry_run,
@@ -149,6 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     add = model.add_argument
     add("--name", help="its name in Triton (default: the config's)")
     add("--labels", type=Path, metavar="FILE", help="one label a line, in the order of classes")
+    add(
+        "--relabel",
+        action="store_true",
+        help="serve --labels although the checkpoint names its classes otherwise",
+    )
     add(
         "--num-clips", type=_positive, metavar="N", help="clips of a video, instead of the config's"
     )
