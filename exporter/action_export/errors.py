@@ -14,7 +14,8 @@ ActionExportError
 ├── DependencyError       13   an optional package is missing
 ├── ServeError            14   tritonserver cannot be started, or refuses a model
 ├── VideoError            15   a video of the proof cannot be read
-└── EngineError           16   TensorRT cannot parse or build the graph
+├── EngineError           16   TensorRT cannot parse or build the graph
+└── ModelDiedError        17   the process of a served model has died
 
 2 is argparse's own (a wrong option) and 1 a bug, which prints its traceback.
 """
@@ -123,3 +124,9 @@ class EngineError(ActionExportError):
     """TensorRT or OpenVINO cannot read the graph, or build what runs it."""
 
     exit_code = 16
+
+
+class ModelDiedError(ActionExportError):
+    """The process of a served model has died, and with it the model; the server was stopped."""
+
+    exit_code = 17

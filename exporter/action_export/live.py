@@ -24,6 +24,7 @@ from action_export.wire import pack_as_stated
 
 _ROUNDS = 2
 _TIMEOUT_S = 600.0
+_SETTLE_S = 5.0  # from a model's death to the server's end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bound
     Raises:
         DependencyError: there is no tritonserver.
         ServeError: it does not load the models, or answers with an error.
+        ModelDiedError: the process of a model died, as for want of memory.
     """
     rows = references * _ROUNDS
     frames = {row.video: _frames(row, staged.contract) for row in references}
@@ -63,7 +65,11 @@ def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bound
     ):
         url = server.grpc_url
         on_gpu = _runs_on_gpu(url, staged.recognizer)
-        scores = list(pool.map(lambda row: _infer(url, staged, row, frames[row.video]), rows))
+        try:
+            scores = list(pool.map(lambda row: _infer(url, staged, row, frames[row.video]), rows))
+        except ServeError:
+            server.check_running(_SETTLE_S)  # a server that has ended says better why
+            raise
     return compare_scores(
         f"live server, {len(rows)} at once",
         list(zip(scores, rows, strict=True)),

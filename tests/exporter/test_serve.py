@@ -608,7 +608,7 @@ def test_a_server_that_dies_is_noticed_and_leaves_nothing(tmp_path: Path) -> Non
         os.kill(server.pid, signal.SIGKILL)
         assert leftovers_after(10, name, server.pid) == []
         with pytest.raises(ServeError, match="exit code 137"):
-            server.check_running()
+            server.check_running(settle_s=10)
 
 
 # In a session of its own, as a daemon would be; sys.executable has the name of the server in it.

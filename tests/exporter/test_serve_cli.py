@@ -11,16 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.serving import FREE, first_line, running
 from tritonclient.grpc import InferenceServerClient, InferInput
-
-COMMAND = Path(sys.executable).parent / "action-serve"
-FREE = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 
 MODEL = """
 import sys
@@ -54,38 +50,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repo
 
 
-@contextmanager
-def running(*args: str | Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """action-serve without an activated environment, as a service manager would start it."""
-    env = {**os.environ, "PATH": "/usr/bin:/bin"}
-    env.pop("VIRTUAL_ENV", None)
-    with subprocess.Popen(
-        [COMMAND, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        cwd=cwd,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def run(*args: str | Path) -> tuple[int, str, str]:
     with running(*args) as process:
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
-
-
-def first_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout
-    line = process.stdout.readline()
-    if not line:
-        assert process.stderr
-        pytest.fail(process.stderr.read())
-    return line
 
 
 def sandbox_name(pid: int) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from action_export.cli.failure import report
-from action_export.errors import ActionExportError
+from action_export.errors import ActionExportError, ModelDiedError, ServeError
 
 if TYPE_CHECKING:
     from action_export.serve import Server, ServerOptions
@@ -27,7 +29,16 @@ addresses once every model is ready, stderr the progress. Flags after `--` go to
 
   action-serve ./repo -- --rate-limit=execution_count
 
-Exit codes: 0 stopped, 11 no model in REPO, 13 no tritonserver, 14 tritonserver did not start.
+Triton does not start the process of a Python model again that has died, and calls the model ready
+all the same. Here the server then ends with 17, or is started again: --on-death restart.
+
+Shared memory, log and trace settings are shut, because with them a caller may read and write other
+programs' memory. --admin-key-file opens them to callers that send the key in the file's first line,
+as the HTTP header action-admin-key or the gRPC metadata triton-grpc-protocol-action-admin-key.
+tritonserver takes the key as a flag, where other users of this machine can read it.
+
+Exit codes: 0 stopped, 11 no model in REPO, 13 no tritonserver, 14 tritonserver did not start or has
+died, 17 the process of a model has died.
 """
 
 
@@ -46,19 +57,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     # Around the imports as well: a signal during a slow one is a stop, too.
     with _until_stopped():
-        from action_export.serve import serve
+        from action_export.serve.ports import reserved_ports
 
-        _progress(args, f"starting tritonserver on {args.repo}")
-        started = time.monotonic()
-        with serve(args.repo, _options(args)) as server:
-            _print(_as_json(server) if args.json else _as_text(server))
-            _progress(args, f"ready after {time.monotonic() - started:.1f} s; Ctrl-C stops it")
+        options = _options(args)
+        # Held from the first server to the last, so that nobody takes a port between two.
+        with reserved_ports(options) as ports:
+            options = replace(
+                options, grpc_port=ports.grpc, http_port=ports.http, metrics_port=ports.metrics
+            )
             try:
-                _wait(server, follow_log=args.verbose > 0)
+                _serve(args, options)
             except Stopped:
                 _progress(args, "stopping")
                 raise
     return 0
+
+
+def _serve(args: argparse.Namespace, options: ServerOptions) -> None:
+    """Returns never: by Stopped, or by the error of the last server."""
+    from action_export.serve.restarts import Restarts
+
+    restarts = Restarts(args.max_restarts if args.on_death == "restart" else 0)
+    run = _Run()
+    while True:
+        try:
+            _serve_once(args, options, run)
+        except (ServeError, ModelDiedError) as exc:
+            # What could not be served at first will not be served now.
+            pause_s = restarts.pause_s(run.ready_s()) if run.was_ready else None
+            if pause_s is None:
+                raise
+            report("action-serve", exc, as_json=False)
+            _say(f"restart {restarts.in_a_row} of at most {args.max_restarts} in {pause_s:g} s")
+            time.sleep(pause_s)
+
+
+@dataclass
+class _Run:
+    """Of the servers so far. ready_at: when the present one was ready, None before."""
+
+    was_ready: bool = False
+    ready_at: float | None = None
+
+    def ready_s(self) -> float:
+        return 0.0 if self.ready_at is None else time.monotonic() - self.ready_at
+
+
+def _serve_once(args: argparse.Namespace, options: ServerOptions, run: _Run) -> None:
+    from action_export.serve import serve
+
+    run.ready_at = None
+    _progress(args, f"starting tritonserver on {args.repo}")
+    started = time.monotonic()
+    with serve(args.repo, options) as server:
+        run.ready_at = time.monotonic()
+        ready = f"ready after {run.ready_at - started:.1f} s"
+        if run.was_ready:
+            _say(f"{ready}, at the same addresses, process {server.pid}")
+        else:
+            _print(_as_json(server) if args.json else _as_text(server))
+            _progress(args, f"{ready}; Ctrl-C stops it")
+        run.was_ready = True
+        _wait(server, follow_log=args.verbose > 0)
 
 
 @contextmanager
@@ -82,7 +142,7 @@ def _until_stopped() -> Iterator[None]:
 
 
 def _wait(server: Server, *, follow_log: bool) -> None:
-    """Returns never: by Stopped, or by ServeError when the server ends by itself."""
+    """Returns never: by Stopped, or by the error when the server or a model of it has died."""
     shown = 0
     while True:
         server.check_running()
@@ -124,12 +184,36 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--timeout", type=float, default=120, metavar="S", help="to be ready (default: %(default)s)"
     )
+    add(
+        "--on-death",
+        choices=("exit", "restart"),
+        default="exit",
+        help="when the server or the process of a model dies (default: %(default)s)",
+    )
+    add(
+        "--max-restarts",
+        type=int,
+        default=5,
+        metavar="N",
+        help="in a row, with growing pauses; five minutes without a death end a row "
+        "(default: %(default)s)",
+    )
+    doors = parser.add_mutually_exclusive_group()
+    doors.add_argument(
+        "--admin-key-file",
+        type=Path,
+        metavar="FILE",
+        help="open shared memory, log and trace settings to callers with this key",
+    )
+    doors.add_argument("--open-admin", action="store_true", help="open them to every caller")
     add("--json", action="store_true", help="print one JSON object, also on failure")
     add("-v", "--verbose", action="count", default=0, help="show the server's log; -vv: more")
     add("-q", "--quiet", action="store_true", help="no progress")
     args = parser.parse_args(own)
     if args.poll is not None and args.poll < 1:
         parser.error("--poll takes whole seconds, 1 or more")
+    if args.max_restarts < 0:
+        parser.error("--max-restarts takes 0 or more")
     args.extra = tuple(extra)
     return args
 
@@ -147,8 +231,23 @@ def _options(args: argparse.Namespace) -> ServerOptions:
         poll_s=args.poll,
         ready_timeout_s=args.timeout,
         log_verbose=max(0, args.verbose - 1),
+        admin_key=_admin_key(args.admin_key_file),
+        open_admin=args.open_admin,
         extra_args=args.extra,
     )
+
+
+def _admin_key(file: Path | None) -> str | None:
+    """The first line of the file."""
+    if file is None:
+        return None
+    try:
+        return file.read_text("ascii").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ServeError(
+            f"the admin key cannot be read: {exc}",
+            hint=f"openssl rand -hex 32 > {shlex.quote(str(file))}",
+        ) from exc
 
 
 def _as_json(server: Server) -> str:
@@ -181,8 +280,12 @@ def _print(text: str) -> None:
 
 def _progress(args: argparse.Namespace, text: str) -> None:
     if not args.quiet:
-        sys.stderr.write(f"action-serve: {text}\n")
-        sys.stderr.flush()
+        _say(text)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"action-serve: {text}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

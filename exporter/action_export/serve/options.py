@@ -18,6 +18,9 @@ class ServerOptions:
         when needed. None takes what one request of this repository needs.
     pinned_memory_pool_byte_size: None keeps Triton's 256 MB; without a GPU there is no such pool.
     stop_timeout_s: how long requests in flight may take once it is told to stop; 0 ends it at once.
+    admin_key: opens shared memory, trace and log settings, and explicit control of models, to
+        callers that send it (see access.py); None: to nobody.
+    open_admin: open them to every caller, as Triton does.
     extra_args: appended to tritonserver's command line, with absolute paths: the server runs in a
         folder of its own. Ports and addresses belong in the fields above.
     """
@@ -34,4 +37,6 @@ class ServerOptions:
     log_verbose: int = 0
     shm_default_byte_size: int | None = None
     pinned_memory_pool_byte_size: int | None = None
+    admin_key: str | None = None
+    open_admin: bool = False
     extra_args: tuple[str, ...] = ()

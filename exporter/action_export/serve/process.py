@@ -41,12 +41,22 @@ class Sandbox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """The HTTP service of a server. headers: what it wants of those who ask for its models."""
+
+    host: str
+    port: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """What to run, and the folder to make before.
 
     links, copies, texts: what the work folder holds, by relative path.
     substitutions: of what by what, in every copy.
     env: added to the environment, or replacing what is there.
+    index: where the server lists its models, None where it does not.
     stop_timeout_s: how long the server may take to stop in order.
     """
 
@@ -57,6 +67,7 @@ class Launch:
     substitutions: tuple[tuple[str, str], ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    index: Index | None = None
     stop_timeout_s: float
 
     def to_json(self) -> str:
@@ -77,9 +88,12 @@ class Process:
     supervisor: subprocess.Popen[str]
     log: BinaryIO
 
-    def exit_code(self) -> int | None:
+    def exit_code(self, within_s: float = 0.0) -> int | None:
         """None while it runs; after that, everything of it is already removed."""
-        return self.supervisor.poll()
+        try:
+            return self.supervisor.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return None
 
     def log_text(self, start: int = 0) -> str:
         """What the server and its models have printed, from byte `start` on."""

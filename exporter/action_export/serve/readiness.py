@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from action_export.errors import ServeError
+from action_export.errors import ModelDiedError, ServeError
+from action_export.serve._supervisor import MODEL_DIED, MODEL_DIED_WORDS
 from action_export.serve.log import last_lines, load_errors
 from action_export.serve.process import Process
 
 POLL_S = 0.1
 CALL_TIMEOUT_S = 5.0
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+RESTART_HINT = "`action-serve --on-death restart` goes on with a new server"
+MEMORY_HINT = "if nobody did that, memory ran out: see dmesg, or raise the container's limit"
 
 # Without these gRPC waits a second and more between attempts to connect, and sends even loopback
 # through a proxy of the environment.
@@ -33,8 +40,10 @@ class ServedModel:
     reason: str
 
 
-def wait_ready(process: Process, url: str, timeout_s: float) -> tuple[ServedModel, ...]:
-    """The served models, once all of them are ready.
+def wait_ready(
+    process: Process, url: str, timeout_s: float, headers: Mapping[str, str] = NO_HEADERS
+) -> tuple[ServedModel, ...]:
+    """The served models, once all of them are ready. headers: for the list of models.
 
     ServeError: the server has ended, a model has failed to load, or the time is over.
     """
@@ -44,7 +53,7 @@ def wait_ready(process: Process, url: str, timeout_s: float) -> tuple[ServedMode
     with InferenceServerClient(url, channel_args=_CHANNEL_ARGS) as client:
         while time.monotonic() < deadline:
             check_running(process)
-            models = _models_if_ready(client)
+            models = _models_if_ready(client, headers)
             if models is not None:
                 return models
             time.sleep(POLL_S)
@@ -55,33 +64,41 @@ def wait_ready(process: Process, url: str, timeout_s: float) -> tuple[ServedMode
     )
 
 
-def check_running(process: Process) -> None:
-    """ServeError, with the reasons in its log, where the server has ended."""
-    code = process.exit_code()
+def check_running(process: Process, settle_s: float = 0.0) -> None:
+    """ServeError, with the reasons in its log, where the server has ended; ModelDiedError."""
+    code = process.exit_code(settle_s)
     if code is None:
         return
-    errors = load_errors(process.log_text())
+    log = process.log_text()
+    if code == MODEL_DIED:
+        died = [line for line in log.splitlines() if line.startswith(MODEL_DIED_WORDS)]
+        raise ModelDiedError(
+            f"{died[-1].removeprefix(MODEL_DIED_WORDS)}, and Triton starts no other: the server "
+            f"was stopped. Its log ends with\n{_indented(last_lines(log.partition(died[-1])[0]))}",
+            hint=f"{MEMORY_HINT}; {RESTART_HINT}" if "signal 9 " in died[-1] else RESTART_HINT,
+        )
+    errors = load_errors(log)
     raise ServeError(
         f"tritonserver ended with exit code {code}:\n{_indented(errors)}", hint=_hint(errors)
     )
 
 
-def _index(client: Any) -> tuple[ServedModel, ...]:
+def _index(client: Any, headers: Mapping[str, str]) -> tuple[ServedModel, ...]:
     """The repository index of a server that is up."""
-    index = client.get_model_repository_index(client_timeout=CALL_TIMEOUT_S)
+    index = client.get_model_repository_index(headers, client_timeout=CALL_TIMEOUT_S)
     return tuple(
         ServedModel(name=m.name, version=m.version, state=m.state, reason=m.reason)
         for m in index.models
     )
 
 
-def _models_if_ready(client: Any) -> tuple[ServedModel, ...] | None:
+def _models_if_ready(client: Any, headers: Mapping[str, str]) -> tuple[ServedModel, ...] | None:
     """None while the server starts. ServeError: a model has failed, where that ends no server."""
     from tritonclient.utils import InferenceServerException
 
     try:
         ready = client.is_server_ready(client_timeout=CALL_TIMEOUT_S)
-        found = _index(client)
+        found = _index(client, headers)
     except InferenceServerException:
         return None
     # A version that a newer one has replaced is UNAVAILABLE as well, for the reason "unloaded".

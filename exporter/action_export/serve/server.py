@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from action_export.errors import DependencyError, RepositoryError
+from action_export.serve.access import GRPC_HEADER, HEADER, access_flags, admin_headers
 from action_export.serve.configs import model_configs
 from action_export.serve.installation import Installation, environment, find_installation
 from action_export.serve.memory import check_room, python_models, region_size
 from action_export.serve.options import ServerOptions
 from action_export.serve.ports import Ports, reserved_ports
-from action_export.serve.process import Launch, Process, Sandbox, running, shell_safe
+from action_export.serve.process import Index, Launch, Process, Sandbox, running, shell_safe
 from action_export.serve.readiness import ServedModel, check_running, wait_ready
 
 DEFAULTS = ServerOptions()
@@ -44,9 +45,12 @@ class Server:
         """What the server and its models have printed, from byte `start` on."""
         return self.process.log_text(start)
 
-    def check_running(self) -> None:
-        """ServeError where the server has ended by itself."""
-        check_running(self.process)
+    def check_running(self, settle_s: float = 0.0) -> None:
+        """ServeError where the server has ended by itself, ModelDiedError where a model had died.
+
+        settle_s: how long to wait for an end that is near, as when a request has just failed.
+        """
+        check_running(self.process, settle_s)
 
 
 @contextmanager
@@ -62,14 +66,18 @@ def serve(repo: Path | str, options: ServerOptions = DEFAULTS) -> Iterator[Serve
     region = _region(repository, installation, options)
     with reserved_ports(options) as ports:
         launch = plan(repository, installation, options, ports=ports, region_bytes=region)
-        # 0.0.0.0 listens everywhere, and is no address to call.
-        host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
+        host = _callable(options.host)
         with running(launch) as process:
             yield Server(
                 grpc_url=f"{host}:{ports.grpc}",
                 http_url=f"http://{host}:{ports.http}",
                 metrics_url=f"http://{host}:{ports.metrics}/metrics" if ports.metrics else None,
-                models=wait_ready(process, f"{host}:{ports.grpc}", options.ready_timeout_s),
+                models=wait_ready(
+                    process,
+                    f"{host}:{ports.grpc}",
+                    options.ready_timeout_s,
+                    admin_headers(options, GRPC_HEADER),
+                ),
                 process=process,
             )
 
@@ -100,6 +108,7 @@ def plan(
             "--disable-auto-complete-config",
             *(flag.replace("{workdir}", str(sandbox.workdir)) for flag in installation.flags),
             *_address_flags(options, ports),
+            *access_flags(options),
             *_memory_flags(options, sandbox, region_bytes),
             *_poll_flags(options),
             f"--log-verbose={options.log_verbose}",
@@ -110,8 +119,21 @@ def plan(
         substitutions=installation.substitutions,
         texts=installation.texts,
         env=environment(installation, sandbox.workdir),
+        index=_index(options, ports),
         stop_timeout_s=options.stop_timeout_s,
     )
+
+
+def _callable(host: str) -> str:
+    """0.0.0.0 listens everywhere, and is no address to call."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
+def _index(options: ServerOptions, ports: Ports) -> Index | None:
+    if "--allow-http=false" in "=".join(options.extra_args).lower():
+        return None
+    headers = admin_headers(options, HEADER)
+    return Index(host=_callable(options.host), port=ports.http, headers=headers)
 
 
 def _checked(repository: Path) -> Path:
