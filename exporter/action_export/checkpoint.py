@@ -169,7 +169,11 @@ def _weights(state: Any) -> OrderedDict[str, torch.Tensor]:
 def _classes(meta: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(names, notes) of the metadata of mmengine, or of mmcv before it."""
     match meta:
-        case {"dataset_meta": {"classes": found}} | {"CLASSES": found}:
+        case (
+            {"dataset_meta": {"classes": found}}
+            | {"dataset_meta": {"CLASSES": found}}
+            | {"CLASSES": found}
+        ):
             names = pickled.plain(found)
         case _:
             return (), ()
@@ -230,7 +234,18 @@ def build_model(config: RecognizerConfig, checkpoint: Checkpoint) -> torch.nn.Mo
             [f"unexpected {key}" for key in foreign],
             hint=_prefix_hint(checkpoint, missing),
         )
+    _check_numbers(model, checkpoint)
     return model.eval()
+
+
+def _check_numbers(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Of NaN every score is NaN, in mmaction2 as well; the proof would look like the wrong one."""
+    spoilt = [key for key, value in model.state_dict().items() if bool(value.isnan().any())]
+    if spoilt:
+        raise CheckpointError(
+            f"{checkpoint.path} holds NaN: {_listed(spoilt)}",
+            hint="its training has diverged; give an earlier checkpoint",
+        )
 
 
 def unused_note(model: torch.nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:

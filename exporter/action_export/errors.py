@@ -4,7 +4,7 @@ ActionExportError
 ├── ConfigError            3   the config cannot be read, or is no recognizer
 ├── CheckpointError        4   the checkpoint cannot be read, or does not fit the config
 ├── UnsupportedError       5   a transform or model that has no serving equivalent
-├── LabelsError            6   the labels do not fit the classes
+├── LabelsError            6   the labels do not fit the classes, or the checkpoint's names
 ├── NameRefusedError       7   a model name that Triton or a file system would refuse
 ├── TracingError           8   torch could not turn the model into ONNX
 ├── ParityError            9   the exported graph differs from mmaction2: nothing was published
@@ -61,7 +61,7 @@ class UnsupportedError(ActionExportError):
 
 
 class LabelsError(ActionExportError):
-    """The labels cannot be read, or are not one for each class."""
+    """The labels cannot be read, are not one for each class, or differ from the checkpoint's."""
 
     exit_code = 6
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os.path
 import re
+import stat
 from pathlib import Path
 
 from action_export.errors import (
@@ -16,6 +17,7 @@ from action_export.errors import (
     LabelsError,
     RepositoryError,
     VideoError,
+    first_line,
 )
 from action_export.types import ExportRequest
 
@@ -41,7 +43,8 @@ def check(request: ExportRequest) -> None:
         _check_config(request.config, request.checkpoint)
         check_checkpoint(request.checkpoint)
     if request.labels is not None:
-        _check_file(request.labels, "labels file", LabelsError)
+        # a shell's <(...) is a pipe, and labels are read once, from the start
+        _check_file(request.labels, "labels file", LabelsError, pipes=True)
     for video in (*request.videos, *request.calibration):
         _check_file(video, "video file", VideoError)
 
@@ -67,7 +70,7 @@ def check_checkpoint(path: Path) -> None:
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a folder", hint=_choose_in(path))
     _check_file(path, "checkpoint file", CheckpointError)
-    head = _head(path)
+    head = _head(path, CheckpointError)
     if is_torch(head):
         return
     fact, hint = _known(path, head) or (
@@ -88,7 +91,7 @@ def _check_config(config: str, checkpoint: Path) -> None:
         raise ConfigError(f"{url} is no file of this machine", hint=_fetch(url))
     if os.path.isdir(config):
         raise ConfigError(f"{config} is a folder", hint="give the .py file of the config in it")
-    if not os.path.isfile(config) or not is_torch(_head(Path(config))):
+    if not os.path.isfile(config) or not is_torch(_head(Path(config), ConfigError)):
         return
     if checkpoint.suffix == ".py":
         raise ConfigError(
@@ -101,15 +104,22 @@ def _check_config(config: str, checkpoint: Path) -> None:
     )
 
 
-def _check_file(path: Path, what: str, error: type[ActionExportError]) -> None:
+def _check_file(
+    path: Path, what: str, error: type[ActionExportError], *, pipes: bool = False
+) -> None:
     url = _url(path)
     if url is not None:
         raise error(f"{url} is no file of this machine", hint=_fetch(url))
-    if os.path.isdir(path):
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(f"there is no {what} {path}", hint="check the path") from None
+    except (OSError, ValueError) as exc:  # a path with a NUL in it is a ValueError
+        reason = getattr(exc, "strerror", None) or first_line(exc)
+        raise error(f"{path} cannot be read: {reason}", hint="check the path") from exc
+    if stat.S_ISDIR(mode):
         raise error(f"{path} is a folder, no {what}", hint="give a file in it")
-    if not os.path.exists(path):
-        raise error(f"there is no {what} {path}", hint="check the path")
-    if not os.path.isfile(path):
+    if not stat.S_ISREG(mode) and not pipes:
         raise error(f"{path} is a pipe or a device, no {what}", hint="copy its content to a file")
 
 
@@ -130,14 +140,12 @@ def _fetch(url: str) -> str:
     return f"fetch it first, and give the path of the file: {command}"
 
 
-def _head(path: Path) -> bytes:
+def _head(path: Path, error: type[ActionExportError]) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(_HEAD)
     except OSError as exc:
-        raise CheckpointError(
-            f"{path} cannot be read: {exc.strerror}", hint="check its permissions"
-        ) from exc
+        raise error(f"{path} cannot be read: {exc.strerror}", hint="check its permissions") from exc
 
 
 def _choose_in(folder: Path) -> str:

@@ -799,6 +799,15 @@ def test_another_class_count_says_the_option_that_fixes_it(
     assert build_model(mended, load_checkpoint(tmp_path / "w.pth"))
 
 
+def test_weights_of_a_training_that_diverged_are_called_that(
+    config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    weights[HEAD][0, 0] = float("nan")
+    error = fit_error(config, weights, tmp_path)
+    assert error.message.endswith(f"holds NaN: {HEAD}")
+    assert "diverged" in error.hint
+
+
 def test_a_head_of_another_width_is_not_taken_for_another_class_count(
     config: RecognizerConfig, weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -453,7 +453,7 @@ def test_a_read_only_target_is_two_lines_with_the_fix(attempt: Attempt, capfd: C
 
 def test_every_kind_of_failure_of_an_export_is_in_the_table() -> None:
     kinds = {kind.__name__ for _, kind, _ in FAILURES}
-    elsewhere = {"ParityError", "ServeError", "EngineError", "ModelDiedError"}
+    elsewhere = {"ParityError", "ServeError", "ModelDiedError", "EngineError"}
     assert kinds | elsewhere == {kind.__name__ for kind in ActionExportError.__subclasses__()}
 
 

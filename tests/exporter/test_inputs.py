@@ -24,6 +24,7 @@ from action_export.errors import (
     VideoError,
 )
 from action_export.types import ExportRequest
+from support.disk import open_folder, without_privileges
 from support.refusal import refusal
 
 EARLY = """
@@ -146,6 +147,22 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         VideoError, lambda: inputs.check(request(tmp_path, videos=(tmp_path / "pipe",)))
     )
     assert "is a pipe or a device" in error.message
+
+
+def test_labels_may_come_through_a_pipe(tmp_path: Path) -> None:
+    """As a shell's <(...) gives them."""
+    os.mkfifo(tmp_path / "pipe")
+    inputs.check(request(tmp_path, labels=tmp_path / "pipe"))
+
+
+def test_a_folder_that_is_closed_is_no_missing_file(tmp_path: Path) -> None:
+    with open_folder() as folder:
+        (folder / "closed").mkdir(mode=0)
+        with without_privileges():
+            error = refusal(
+                CheckpointError, lambda: inputs.check_checkpoint(folder / "closed" / "w.pth")
+            )
+    assert "Permission denied" in error.message
 
 
 def test_config_and_checkpoint_that_are_swapped_are_told_in_their_order(tmp_path: Path) -> None:
