@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from action_export.dependencies import NO_TELEMETRY
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,6 +30,7 @@ DOCS = ROOT / "docs"
 
 def main() -> int:
     arguments = _parser().parse_args()
+    os.environ.setdefault(*NO_TELEMETRY)  # of every contender, mmdeploy's too
     if arguments.page is not None:
         page.write(Results.read(arguments.page), DOCS)
         return 0

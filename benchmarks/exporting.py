@@ -16,12 +16,13 @@ def warm_up(folder: Path) -> None:
 
     Next to nothing is traced, because torch loads the parts of its exporter when it runs.
     """
-    import onnxruntime  # noqa: F401
     import torch
     import tritonclient.grpc  # noqa: F401
     from action_export import api, tracing  # noqa: F401
+    from action_export.dependencies import import_onnxruntime
     from action_export.mmaction_compat import import_mmaction
 
+    import_onnxruntime()
     import_mmaction()
     folder.mkdir(parents=True, exist_ok=True)
     with tracing.quiet():

@@ -37,6 +37,7 @@ import numpy as np
 from action_client import VideoClient
 from action_export import api, example, parity, precision, preprocess, reference, source, tensorrt
 from action_export.checkpoint import build_model, load_checkpoint
+from action_export.dependencies import import_onnxruntime
 from action_export.errors import ActionExportError, DependencyError, EngineError, first_line
 from action_export.families import FAMILIES, decide, family_of
 from action_export.gpu import Gpu
@@ -214,8 +215,7 @@ def on_cuda(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def onnx_runtime(case: Case, seconds: float) -> dict[str, Any]:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     provider = "CUDAExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         return {"missing": "the installed onnxruntime has no CUDA"}

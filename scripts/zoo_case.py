@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from action_export import api, preprocess, source, tracing
 from action_export.checkpoint import build_model, load_checkpoint
+from action_export.dependencies import import_onnxruntime
 from action_export.errors import ActionExportError
 from action_export.families import FAMILIES, decide, family_of, patch
 from action_export.mmaction_compat import import_mmaction
@@ -292,6 +292,7 @@ def _export_plain(
 
 
 def _runner(path: Path, inputs: Any) -> Callable[[], None]:
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

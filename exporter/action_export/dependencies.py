@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from typing import Any
 
 from action_export.errors import DependencyError
 
@@ -28,3 +30,20 @@ def require(*modules: str, extra: str) -> None:
                 f"the Python package {module} is not installed",
                 hint=f'pip install "action-export[{extra}]"',
             )
+
+
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""With this variable in its environment, onnxruntime writes and sends nothing about its use.
+
+Without it, 1.32 makes a device id and a database of events in the user's cache folder when it is
+imported, and looks up where to send them (tried). There is no other switch. Those who set the
+variable themselves have decided.
+"""
+
+
+def import_onnxruntime() -> Any:
+    """onnxruntime, with its telemetry off. Nothing else in a process imports it first."""
+    os.environ.setdefault(*NO_TELEMETRY)
+    import onnxruntime
+
+    return onnxruntime

@@ -23,6 +23,7 @@ from action_runtime.spec import Contract
 from action_runtime.transforms import BadRequestError, make_clips, pixel_library
 from numpy.typing import NDArray
 
+from action_export.dependencies import import_onnxruntime
 from action_export.errors import (
     InconclusiveError,
     ParityError,
@@ -266,8 +267,7 @@ def _run_batch(
 
 
 def _session(path: Path, clips: TensorSpec) -> Run:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # A buffer that a later layer can use again would be held until then: half of a Swin's memory.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from action_export.dependencies import import_onnxruntime
 from action_export.errors import (
     ActionExportError,
     ParityError,
@@ -143,6 +144,8 @@ def half(graph: Path, path: Path, clips: Iterable[Clips]) -> tuple[str, ...]:
     import onnx
     import onnx_ir
     from onnx_ir.passes import common
+
+    import_onnxruntime()
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     model = onnx.load(str(graph))
@@ -266,6 +269,8 @@ def int8(graph: Path, path: Path, clips: Iterable[Clips]) -> None:
     last layer of each path stay in float32, and so do biases.
     """
     import onnx
+
+    import_onnxruntime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     model = onnx.load(str(graph), load_external_data=False)
@@ -407,8 +412,8 @@ def _watch(
 ) -> Callable[[Clips], list[NDArray[Any]]]:
     """Runs the model, with `extra` nodes, for the tensors of these names instead of its outputs."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     watched.graph.node.extend(extra)

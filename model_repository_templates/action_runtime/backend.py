@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from . import jpeg
+from . import impossible_shapes, jpeg
 from .spec import PARAMETER, Contract, ContractError
 from .transforms import BadRequestError, Frames, make_clips, pixel_library
 
@@ -38,7 +38,10 @@ class TritonPythonModel:
                 installed.
             RuntimeError: this NumPy does not work with this server.
         """
-        _check_tensors_pass_unchanged()
+        if not impossible_shapes.survive(_check_tensors_pass_unchanged):
+            pb_utils.Logger.log_warn(
+                "a request that declares an impossible shape ends this process"
+            )
         self._contract = _read_contract(args["model_config"])
         if self._contract.wire is not None:
             jpeg.require_codec()
@@ -76,6 +79,8 @@ class TritonPythonModel:
     def _frames(self, request: Any) -> Any:
         tensor = pb_utils.get_input_tensor_by_name(request, self._contract.frames_tensor)
         sent = tensor.as_numpy()
+        if sent.size == 0 and (declared := list(tensor.shape())) != list(sent.shape):
+            raise BadRequestError(f"no array can have the shape of {tensor.name()}: {declared}")
         return sent if self._contract.wire is None else jpeg.decode(sent, self._contract)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from action_export import api
 from action_export.serve import Server, ServerOptions, serve
 from action_export.types import ExportRequest
 from support.videos import decode, real_videos
-from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 
@@ -57,6 +58,35 @@ def test_bad_request_is_an_invalid_argument_and_says_what_was_expected(
         infer(server.grpc_url, change(frames), frame_index)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert words in caught.value.message()
+
+
+# Triton's core takes the product of each for the number of bytes that are sent with it.
+IMPOSSIBLE = {
+    "beyond 64 bits": ([8, 2**32, 2**32, 3], 0),
+    "none of a size beyond 64 bits": ([0, 2**40, 2**40, 3], 0),
+    "half of 64 bits, twice": ([2**62, 2, 2, 3], 0),
+    "negative, twice": ([4, -4, -4, 3], 192),
+}
+
+
+@pytest.mark.parametrize("model", ["example", "example_preprocess"])
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_shape_that_no_array_can_have_costs_its_own_request_only(
+    name: str, model: str, server: Server, frames: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
+    shape, sent = IMPOSSIBLE[name]
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="frames", datatype="UINT8", shape=shape)
+    request.inputs.add(name="frame_index", datatype="INT32", shape=[POSITIONS])
+    request.raw_input_contents.extend([bytes(sent), index().tobytes()])
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(request, timeout=60)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert f"no array can have the shape of frames: {shape}" in caught.value.details()
+    infer(server.grpc_url, frames, index(0, 1, 2, 3))
+    server.check_running()
 
 
 def test_good_requests_beside_bad_ones_are_answered(

@@ -49,12 +49,16 @@ class Tensor:
 
     def __init__(self, name: str, array: NDArray[Any]) -> None:
         self._name, self._array = name, array
+        self.declared: list[int] | None = None
 
     def name(self) -> str:
         return self._name
 
     def as_numpy(self) -> NDArray[Any]:
         return self._array
+
+    def shape(self) -> list[int]:
+        return self.declared or list(self._array.shape)
 
     def to_dlpack(self) -> Tensor:
         return self
@@ -107,10 +111,14 @@ class InferenceRequest:
 class Log:
     def __init__(self) -> None:
         self.infos: list[str] = []
+        self.warnings: list[str] = []
         self.errors: list[str] = []
 
     def log_info(self, message: str) -> None:
         self.infos.append(message)
+
+    def log_warn(self, message: str) -> None:
+        self.warnings.append(message)
 
     def log_error(self, message: str) -> None:
         self.errors.append(message)
@@ -250,6 +258,29 @@ def test_bad_requests_leave_the_others_of_their_execution_alone(
     assert "Traceback" in pb_utils.Logger.errors[0]
     assert len(pb_utils.Logger.errors) == 1
     assert not any(response.output_tensors() for response in (*refused, broken))
+
+
+def test_an_array_without_the_shape_of_its_tensor_is_no_request(
+    load: Load, pb_utils: ModuleType
+) -> None:
+    """In place of a shape that no array can have, the stub makes an empty array."""
+    request = InferenceRequest(np.zeros((0, 0, 0, 0), np.uint8))
+    request.inputs()[0].declared = [8, 2**32, 2**32, 3]
+    [response] = load().execute([request])
+    assert response.error().code() == "INVALID_ARG"
+    assert response.error().message() == (
+        "no array can have the shape of frames: [8, 4294967296, 4294967296, 3]"
+    )
+    assert pb_utils.Logger.errors == []
+
+
+def test_a_stub_that_impossible_shapes_would_end_is_told_of(
+    load: Load, pb_utils: ModuleType
+) -> None:
+    load()  # no stub is here whose arrays could be made by other means
+    assert pb_utils.Logger.warnings == [
+        "a request that declares an impossible shape ends this process"
+    ]
 
 
 def test_jpeg_is_decoded_and_a_bad_file_is_named(load: Load, pb_utils: ModuleType) -> None:

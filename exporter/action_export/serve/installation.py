@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from action_export.dependencies import NO_TELEMETRY
 from action_export.errors import DependencyError, ServeError
 
 PIP_LINE = 'pip install "action-export[serve]"'
@@ -168,8 +169,14 @@ def environment(installation: Installation, workdir: Path) -> dict[str, str]:
         )
         for name, folders in installation.path_variables.items()
     }
-    # of what is named twice, glibc takes the last
-    return {**paths, "GLIBC_TUNABLES": ":".join(tunables)}
+    name, off = NO_TELEMETRY
+    return {
+        **paths,
+        # of what is named twice, glibc takes the last
+        "GLIBC_TUNABLES": ":".join(tunables),
+        # for models of the repository that use ONNX Runtime themselves
+        name: os.environ.get(name, off),
+    }
 
 
 def _require_onnxruntime() -> None:

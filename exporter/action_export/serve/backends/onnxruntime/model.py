@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+from action_export.dependencies import import_onnxruntime
 from action_export.serve.backends.standin import (
     BATCHED,
     Arrays,
@@ -29,6 +29,8 @@ from action_export.serve.backends.standin import (
     parameter,
     response,
 )
+
+onnxruntime = import_onnxruntime()
 
 TYPES = {
     "tensor(bool)": "TYPE_BOOL",

@@ -1,0 +1,138 @@
+"""onnxruntime tells nobody that it is used, nor notes it down, wherever this project runs it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from action_export.dependencies import NO_TELEMETRY
+from action_export.serve.installation import Installation, environment
+
+ROOT = Path(__file__).parents[2]
+
+MODEL = """
+import numpy as np, onnx
+from onnx import TensorProto, helper
+tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", tensors[:1], tensors[1:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+"""
+
+IN_THE_EXPORTER = """
+from action_export.dependencies import import_onnxruntime
+session = import_onnxruntime().InferenceSession(model.SerializeToString())
+print(session.run(None, {"x": np.ones((1, 1), np.float32)})[0].item())
+"""
+
+IN_THE_SERVER = """
+import os, sys
+from pathlib import Path
+from action_export.serve import ServerOptions, serve
+from tritonclient.grpc import InferenceServerClient, InferInput
+folder = Path("repo/neg/1")
+folder.mkdir(parents=True)
+onnx.save(model, folder / "model.onnx")
+(folder.parent / "config.pbtxt").write_text('''
+    name: "neg" backend: "onnxruntime" max_batch_size: 1
+    input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
+    output [{ name: "y" data_type: TYPE_FP32 dims: [1] }]
+    instance_group [{ count: 1 kind: KIND_CPU }]
+''')
+with serve("repo", ServerOptions(metrics=False, stop_timeout_s=0)) as server:
+    x = InferInput("x", (1, 1), "FP32")
+    x.set_data_from_numpy(np.ones((1, 1), np.float32))
+    with InferenceServerClient(server.grpc_url) as client:
+        print(client.infer("neg", [x], client_timeout=60).as_numpy("y").item())
+"""
+
+UNGUARDED = "import onnxruntime\n" + IN_THE_EXPORTER.replace("import_onnxruntime()", "onnxruntime")
+
+
+def run_at_a_new_users(script: str, tmp_path: Path) -> list[str]:
+    """What the script leaves in the home of a user who has never run anything."""
+    home, cwd = tmp_path / "home", tmp_path / "cwd"
+    home.mkdir()
+    cwd.mkdir()
+    # neither what the tests set nor what points caches elsewhere
+    env = {k: v for k, v in os.environ.items() if k != NO_TELEMETRY[0] and "XDG" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", MODEL + script],
+        env={**env, "HOME": str(home)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "-1.0\n", done.stderr
+    return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+
+
+@pytest.mark.parametrize("script", [IN_THE_EXPORTER, IN_THE_SERVER], ids=["exporter", "server"])
+def test_nothing_is_written_at_the_users(script: str, tmp_path: Path) -> None:
+    assert run_at_a_new_users(script, tmp_path) == []
+
+
+def test_it_would_be_without_the_variable(tmp_path: Path) -> None:
+    assert ".cache/Microsoft" in run_at_a_new_users(UNGUARDED, tmp_path)
+
+
+def test_who_has_set_the_variable_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, off = NO_TELEMETRY
+    installation = Installation(program=tmp_path)
+    monkeypatch.delenv(name)
+    assert environment(installation, tmp_path)[name] == off
+    monkeypatch.setenv(name, "0")
+    assert environment(installation, tmp_path)[name] == "0"
+
+
+def functions(tree: ast.AST) -> Iterator[ast.AST]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def imports(node: ast.AST) -> list[int]:
+    """The lines that import onnxruntime or a part of it."""
+    return [
+        each.lineno
+        for each in ast.walk(node)
+        if (isinstance(each, ast.ImportFrom) and (each.module or "").startswith("onnxruntime"))
+        or (
+            isinstance(each, ast.Import)
+            and any(alias.name.startswith("onnxruntime") for alias in each.names)
+        )
+    ]
+
+
+def guards(node: ast.AST) -> list[int]:
+    """The lines that call import_onnxruntime."""
+    return [
+        each.lineno
+        for each in ast.walk(node)
+        if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "import_onnxruntime"
+    ]
+
+
+def test_no_module_imports_it_but_after_the_variable_is_set() -> None:
+    files = [
+        path
+        for folder in ("exporter", "benchmarks", "scripts", "model_repository_templates", "clients")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "dependencies.py"
+    ]
+    guarded, found = 0, []
+    for path in files:
+        tree = ast.parse(path.read_text("utf-8"))
+        after = {
+            line
+            for function in functions(tree)
+            for line in imports(function)
+            if guards(function) and min(guards(function)) < line
+        }
+        guarded += len(after)
+        found += [f"{path.relative_to(ROOT)}:{line}" for line in imports(tree) if line not in after]
+    assert found == []
+    assert guarded == 2
