@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.machinery
 import importlib.util
 import os
 import re
@@ -70,14 +71,35 @@ def importable(path: Path) -> Iterator[None]:
     """Lets a config's own modules be found beside it and in the working directory.
 
     They come last: a module of the user's must not stand in for an installed one by its name.
+    Raises:
+        ConfigError: the config would get another's module, which this process has already.
     """
     before = list(sys.path)
     folders = (str(path.resolve().parent), os.getcwd())
+    _check_beside(path, before)
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in before]
     try:
         yield
     finally:
         sys.path[:] = before
+
+
+def _check_beside(path: Path, search_path: list[str]) -> None:
+    """Python imports a name once in a process, so a second config's module of that name would be
+    the first's.
+    """
+    text = path.read_text("utf-8", "replace")
+    for beside in path.resolve().parent.iterdir():
+        name, found = beside.stem, getattr(sys.modules.get(beside.stem), "__file__", None)
+        own = beside / "__init__.py" if beside.is_dir() else beside
+        if not found or not own.is_file() or own.samefile(found):
+            continue
+        installed = importlib.machinery.PathFinder.find_spec(name, search_path)
+        if installed is None and re.search(rf"\b{re.escape(name)}\b", text):
+            raise ConfigError(
+                f"{path} needs {own}, and this process has another {name} already: {found}",
+                hint="export each of these configs in a process of its own",
+            )
 
 
 def read(path: Path, cfg_options: tuple[str, ...]) -> Mapping[str, Any]:

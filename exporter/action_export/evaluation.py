@@ -25,6 +25,7 @@ SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D", "RecognizerOmni")
 _BASES = (*SUPPORTED_RECOGNIZERS, "BaseRecognizer")
 _COLLATES = ("pseudo_collate", "repeat_pseudo_collate")
 """Those give the model the very clips that the pipeline made."""
+_KNOWN = ("mmengine", "mmaction")
 # Stages of a hook that come before the scores of a test.
 _STAGES = ("before_run", "after_load_checkpoint", "before_test", "before_test_epoch")
 _ITERATIONS = ("before_test_iter", "after_test_iter")
@@ -77,7 +78,13 @@ def evaluation_of(path: Path, value: Value) -> Evaluation:
         pipeline=pipeline,
         pipeline_key=key,
         modality=_modality(path, datasets),
-        notes=(*merged, *followed, *_loop_notes(value, scope), *_hook_notes(path, value, scope)),
+        notes=(
+            *merged,
+            *followed,
+            *_dataset_notes(datasets),
+            *_loop_notes(value, scope),
+            *_hook_notes(path, value, scope),
+        ),
     )
 
 
@@ -276,6 +283,17 @@ def _check_start_index(
             )
 
 
+def _dataset_notes(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """One dataset of the user's own may hand its transforms more than a file."""
+    for key, dataset in datasets.items():
+        found = registries.resolved(dataset, "DATASETS")
+        if found is not None and _package(found) not in _KNOWN:
+            yield (
+                f"{key} is {registries.name_of(found, 'models')}: what it may change of a sample is "
+                "not seen here, where the transforms are given a file"
+            )
+
+
 def _modality(path: Path, datasets: Mapping[str, Mapping[str, Any]]) -> Modality:
     """Of all test datasets; mmaction2's default is RGB."""
     named = {f"{key}.modality": dataset.get("modality", "RGB") for key, dataset in datasets.items()}
@@ -329,7 +347,7 @@ def _hook_notes(path: Path, value: Value, scope: str) -> Iterator[str]:
                 f"{key} of {path.name} is PrepareTTAHook, which tests a model around this one",
                 hint="leave the hook out; more views are --num-clips and --crops",
             )
-        if found is None or _package(found) in ("mmengine", "mmaction"):
+        if found is None or _package(found) in _KNOWN:
             continue
         stages = [stage for stage in (*_STAGES, *_ITERATIONS) if _overrides(found, stage)]
         if stages:

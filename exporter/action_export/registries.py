@@ -18,7 +18,7 @@ from action_export.mmaction_compat import import_mmaction, quiet
 SCOPE = "mmaction"
 """Where names are looked up unless the config says otherwise."""
 
-Registry = Literal["MODELS", "TRANSFORMS", "HOOKS", "LOOPS"]
+Registry = Literal["MODELS", "TRANSFORMS", "DATASETS", "HOOKS", "LOOPS"]
 Owner = Literal["models", "datasets.transforms"]
 """The packages of mmaction2 whose classes have readers or families here."""
 

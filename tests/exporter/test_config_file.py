@@ -118,6 +118,20 @@ def test_a_module_beside_the_config_does_not_stand_in_for_an_installed_one(tmp_p
     load_config(str(path))
 
 
+def test_another_configs_module_of_the_same_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    load_config(str(own_head(first, "HeadOfTwo")))
+    path = own_head(second, "HeadOfTwo")
+    with pytest.raises(ConfigError, match="another headoftwo already") as caught:
+        load_config(str(path))
+    assert str(first / "headoftwo.py") in caught.value.message
+    assert "process of its own" in caught.value.hint
+    # the same file again is the same module
+    load_config(str(first / "config.py"))
+
+
 def test_a_module_that_is_not_found_is_named_with_the_whole_command(tmp_path: Path) -> None:
     config = own_head(tmp_path, "HeadAbove")
     (tmp_path / "a" / "b").mkdir(parents=True)

@@ -33,7 +33,7 @@ from support.weights import write_checkpoint
 
 import_mmaction()
 
-from mmaction.datasets import transforms  # noqa: E402
+from mmaction.datasets import VideoDataset, transforms  # noqa: E402
 from mmaction.models import ActionDataPreprocessor, Recognizer3D, RecognizerGCN  # noqa: E402
 from mmaction.models.recognizers import BaseRecognizer  # noqa: E402
 from mmengine.hooks import EMAHook, Hook  # noqa: E402
@@ -49,7 +49,7 @@ def read(**variables: Any) -> Evaluation:
 
 
 def dataset(**arguments: Any) -> dict[str, Any]:
-    return dict(dataset=dict(type="VideoDataset", pipeline=PIPELINE_3D, **arguments))
+    return dict(dataset={"type": "VideoDataset", "pipeline": PIPELINE_3D, **arguments})
 
 
 def refused(kind: type[ActionExportError], **variables: Any) -> ActionExportError:
@@ -366,6 +366,22 @@ def test_another_collate_fn_is_refused_by_name(collate: Any) -> None:
     assert "default_collate" in error.message or "twice" in error.message
 
 
+class MyVideos(VideoDataset):  # type: ignore[misc]
+    pass
+
+
+@pytest.mark.parametrize("kind", [VideoDataset, "mmaction.VideoDataset", "NotInstalledDataset"])
+def test_mmaction2s_own_datasets_need_no_note(kind: Any) -> None:
+    assert read(test_dataloader=dataset(type=kind)).notes == ()
+
+
+def test_a_dataset_of_the_users_own_is_noted() -> None:
+    loader = dict(dataset=dict(type="RepeatDataset", **dataset(type=MyVideos)))
+    note = only_note(read(test_dataloader=loader))
+    assert note.startswith("test_dataloader.dataset.dataset is ")
+    assert "test_evaluation.MyVideos" in note
+
+
 def test_a_start_index_that_shifts_the_frames_of_a_video_is_refused() -> None:
     error = refused(UnsupportedError, test_dataloader=dataset(start_index=1))
     assert error.hint.endswith("--cfg-options test_dataloader.dataset.start_index=0")
@@ -442,9 +458,10 @@ def test_a_hook_that_tests_another_model_is_refused() -> None:
         dict(optim_wrapper=dict(type="AmpOptimWrapper", dtype="float16")),
         dict(tta_model=dict(type="TTA"), tta_pipeline=[dict(type="LoadImage")]),
         dict(test_evaluator=dict(type="ConfusionMatrix")),
+        dict(train_dataloader=dict(collate_fn=dict(type="mix")), val_cfg=dict(fp16=True)),
         dict(randomness=dict(seed=1), compile=True, launcher="slurm", sync_bn="torch"),
     ],
-    ids=["load_from", "wrapper", "amp", "tta", "evaluator", "other"],
+    ids=["load_from", "wrapper", "amp", "tta", "evaluator", "training", "other"],
 )
 def test_what_changes_no_score_of_one_process_is_not_read(unread: dict[str, Any]) -> None:
     assert read(**unread) == read()
