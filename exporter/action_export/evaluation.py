@@ -288,9 +288,10 @@ def _dataset_notes(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for key, dataset in datasets.items():
         found = registries.resolved(dataset, "DATASETS")
         if found is not None and _package(found) not in _KNOWN:
+            name = registries.name_of(found, "models")
             yield (
-                f"{key} is {registries.name_of(found, 'models')}: what it may change of a sample is "
-                "not seen here, where the transforms are given a file"
+                f"{key} is {name}: what it may change of a sample is not seen here, where the "
+                "transforms are given a file"
             )
 
 
