@@ -147,7 +147,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         preprocessing = preprocess.derive(config, request.views)
         wire = wire_of(request, preprocessing.modality)
         classes = preprocess.class_count(config)
-        step.result = f"{config.model['type']}, {classes} classes"
+        step.result = f"{config.recognizer}, {classes} classes"
     with steps("load checkpoint") as step:
         checkpoint = load_checkpoint(request.checkpoint, trust=request.trust_checkpoint)
         model = build_model(config, checkpoint)

@@ -25,6 +25,7 @@ _HEAD = 512
 _TORCH_MARK = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 """What torch.save before 1.6 began its files with, as a pickled number."""
 _SHOWN_NAMES = 3
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 _FETCH = {
     "s3": "aws s3 cp {url} .",
@@ -86,22 +87,41 @@ def is_torch(head: bytes) -> bool:
 
 
 def _check_config(config: str, checkpoint: Path) -> None:
-    url = _url(config)
-    if url is not None:
-        raise ConfigError(f"{url} is no file of this machine", hint=_fetch(url))
-    if os.path.isdir(config):
-        raise ConfigError(f"{config} is a folder", hint="give the .py file of the config in it")
-    if not os.path.isfile(config) or not is_torch(_head(Path(config), ConfigError)):
-        return
-    if checkpoint.suffix == ".py":
+    swapped = os.path.isfile(config) and is_torch(_head(Path(config), ConfigError))
+    if swapped and checkpoint.suffix == ".py":
         raise ConfigError(
             f"{config} is a checkpoint, and {checkpoint} a config: they are swapped",
             hint=f"action-export {checkpoint} {config} --triton-repo DIR",
         )
-    raise ConfigError(
-        f"{config} is a checkpoint, where the config is expected",
-        hint="action-export CONFIG CHECKPOINT --triton-repo DIR",
-    )
+    check_config(config)
+
+
+def check_config(config: str) -> None:
+    """Raises ConfigError for what is no config, by what it is; a name of the zoo passes."""
+    url = _url(config)
+    if url is not None:
+        raise ConfigError(f"{url} is no file of this machine", hint=_fetch(url))
+    path = Path(config)
+    # unlike Path's methods, these say no to a name that no file system takes
+    if os.path.isdir(config):
+        # mmengine leaves a copy of the config in the work_dir of a training
+        inside = " or ".join(map(str, sorted(path.glob("*.py"))[:_SHOWN_NAMES]))
+        hint = f"did you mean {inside}?" if inside else "give the .py file of the config"
+        raise ConfigError(f"{config} is a folder", hint=hint)
+    if not os.path.isfile(config):
+        return
+    head = _head(path, ConfigError)
+    if is_torch(head) or path.suffix in _CHECKPOINTS:
+        raise ConfigError(
+            f"{config} is a checkpoint, where the config is expected",
+            hint="action-export CONFIG CHECKPOINT --triton-repo DIR",
+        )
+    if path.name == "last_checkpoint":
+        checkpoint = head.decode("utf-8", "replace").strip().partition("\n")[0]
+        raise ConfigError(
+            f"{config} is mmengine's note of its last checkpoint, and no config",
+            hint=f"give the config of that training, and then the checkpoint: {checkpoint}",
+        )
 
 
 def _check_file(

@@ -29,7 +29,8 @@ from action_runtime.spec import (
 )
 
 from action_export.errors import ConfigError, UnsupportedError
-from action_export.source import RecognizerConfig, Transform
+from action_export.evaluation import Transform
+from action_export.source import RecognizerConfig
 from action_export.types import Layout, Modality, ViewOptions
 
 T = TypeVar("T")
@@ -54,7 +55,8 @@ _INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "nearest", "bicubic", 
 class Preprocessing:
     """What the pipeline does to a video.
 
-    pipeline: the transforms with the views that are served; the proof runs these through mmaction2.
+    pipeline: the transforms with the views that are served, and with files read from the disk; the
+        proof runs these through mmaction2.
     config_views: the config's own views where they differ from the served ones.
     """
 
@@ -123,7 +125,7 @@ def derive(config: RecognizerConfig, views: ViewOptions) -> Preprocessing:
             f"the test pipeline of {config.path.name} has no crop for --crops {views.crops}",
             hint="leave --crops out, or add a CenterCrop to the config",
         )
-    pipeline = tuple(_with_views(transform, views) for transform in config.pipeline)
+    pipeline = tuple(_from_disk(_with_views(transform, views)) for transform in config.pipeline)
     steps = _Steps(config)
     for position, transform in enumerate(pipeline):
         steps.read(position, transform)
@@ -198,8 +200,7 @@ class _Steps:
         return readers.get(name)
 
     def _read_init(self, name: str, arguments: _Arguments) -> None:
-        arguments.ignore("io_backend", "num_threads", "mode")
-        arguments.finish()
+        arguments.ignore_all()  # how bytes are fetched, and by how many threads they are decoded
         self._reads_fps = name == "DecordInit"
 
     def _read_decode(self, name: str, arguments: _Arguments) -> None:
@@ -208,6 +209,8 @@ class _Steps:
         if self._config.modality == "Flow" and name != "RawFrameDecode":
             raise arguments.refuse("reads RGB frames, but the test dataset has modality='Flow'")
         arguments.expect("mode", "accurate")  # "efficient" returns key frames instead
+        if name == "RawFrameDecode":
+            arguments.ignore_all()  # how the files of frames are fetched
         arguments.ignore("io_backend", "decoding_backend", "multi_thread")
         arguments.finish()
         self._decoded = True
@@ -345,33 +348,38 @@ class _Steps:
         self._check_segments(served)
         return served
 
+    @property
+    def _preprocessor(self) -> Mapping[str, Any]:
+        return self._config.model.get("data_preprocessor") or {}
+
     def _check_channels(self, served: Preprocessing) -> None:
         """mmaction2 would fail on another number of means, or drop channels with to_rgb."""
-        preprocessor = self._config.model.get("data_preprocessor") or {}
+        preprocessor, key = self._preprocessor, self._config.preprocessor_key
         channels = served.channels * served.stacked
         normalised = len(preprocessor.get("mean") or ())
         # none is no normalisation, and one mean is every channel's
         if normalised not in (0, 1, channels):
             raise ConfigError(
-                f"model.data_preprocessor normalises {normalised} channels; "
+                f"{key} normalises {normalised} channels; "
                 f"{served.modality} frames in {served.layout} give the model {channels}",
                 hint=f"give mean and std {channels} values, or set the modality of the test "
                 "dataset: 'RGB', or 'Flow' for optical flow",
             )
         if served.modality == "Flow" and preprocessor.get("to_rgb"):
             raise ConfigError(
-                "model.data_preprocessor.to_rgb is True, but optical flow has no colours to swap",
-                hint="--cfg-options model.data_preprocessor.to_rgb=False",
+                f"{key}.to_rgb is True, but optical flow has no colours to swap",
+                hint=f"--cfg-options {key}.to_rgb=False",
             )
 
     def _check_layout(self, layout: Layout) -> None:
-        preprocessor = self._config.model.get("data_preprocessor") or {}
+        preprocessor, key = self._preprocessor, self._config.preprocessor_key
         declared = preprocessor.get("format_shape", "NCHW")
         # MIX2d3d: images or clips, told by the number of axes
         if declared not in (layout, "MIX2d3d"):
+            kind = "" if preprocessor else f"{key}.type=ActionDataPreprocessor "
             raise ConfigError(
-                f"FormatShape makes {layout}, model.data_preprocessor expects {declared}",
-                hint=f"--cfg-options model.data_preprocessor.format_shape={layout}",
+                f"FormatShape makes {layout}, {key} expects {declared}",
+                hint=f"--cfg-options {kind}{key}.format_shape={layout}",
             )
 
     def _check_segments(self, served: Preprocessing) -> None:
@@ -430,6 +438,10 @@ class _Arguments:
         for key in keys:
             self._values.pop(key, None)
 
+    def ignore_all(self) -> None:
+        """Of a transform whose other arguments change no index and no pixel."""
+        self._values.clear()
+
     def finish(self) -> None:
         if self._values:
             unread = ", ".join(f"{key}={value!r}" for key, value in self._values.items())
@@ -460,11 +472,35 @@ def _fits(crop: Crop, resize: Resize | None) -> bool:
 
 def _unknown(position: int, name: str) -> UnsupportedError:
     known = (*INITS, *DECODES, *_SAMPLERS, *_CROPS, "Resize", "FormatShape", "PackActionInputs")
+    own = name.rpartition(".")[2]
+    if own in known and name != own:
+        return UnsupportedError(
+            f"test_pipeline[{position}] is {name!r}, which is not mmaction2's {own}: what it does "
+            "otherwise has no serving equivalent",
+            hint=f"where it does the same, name mmaction2's own: type='{_OWN}.{own}'",
+        )
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return UnsupportedError(
         f"test_pipeline[{position}] is {name!r}, which has no serving equivalent",
         hint=f"the nearest that is served is {close!r}; docs/preprocessing.md has the list",
     )
+
+
+_OWN = "mmaction.datasets.transforms"  # a scope and a name may by now be the user's
+
+# Of the transforms that open a video: what does not say where it lies.
+_OPENING = ("type", "num_threads", "mode")
+
+
+def _from_disk(transform: Transform) -> Transform:
+    """Opens local files, whatever storage the config reads its dataset from.
+
+    The served model gets frames and never opens a file, and the proof's videos are local: petrel or
+    memcached need not be installed, and a `path_mapping` would lead elsewhere.
+    """
+    if transform["type"] not in INITS:
+        return transform
+    return {key: value for key, value in transform.items() if key in _OPENING}
 
 
 def _with_views(transform: Transform, views: ViewOptions) -> Transform:

@@ -15,10 +15,10 @@ from action_runtime.transforms import make_clips
 from numpy.typing import NDArray
 
 from action_export.errors import ConfigError, DependencyError, VideoError, first_line
-from action_export.mmaction_compat import quiet
+from action_export.evaluation import Transform
+from action_export.mmaction_compat import import_mmaction, quiet
 from action_export.optical_flow import flow_images
 from action_export.preprocess import Preprocessing
-from action_export.source import Transform
 
 if TYPE_CHECKING:
     import torch
@@ -210,10 +210,15 @@ def _decode_flow(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _build(transform: Transform) -> Any:
-    from mmaction.registry import TRANSFORMS
+    """From mmaction2's own class, which the reader was written for: a registry's name may be the
+    user's by now.
+    """
+    import_mmaction()
+    from mmaction.datasets import transforms
 
+    arguments = dict(transform)
     try:
-        return TRANSFORMS.build(dict(transform))
+        return getattr(transforms, arguments.pop("type"))(**arguments)
     # a constructor of mmaction2's, which checks with asserts and TypeErrors alike
     except Exception as exc:
         raise ConfigError(

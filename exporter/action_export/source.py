@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
-from action_export.errors import (
-    ConfigError,
-    DependencyError,
-    UnsupportedError,
-    first_line,
-)
+from action_export import config_file, registries
+from action_export.errors import ConfigError, DependencyError, first_line
+from action_export.evaluation import Transform, evaluation_of
 from action_export.mmaction_compat import import_mmaction, quiet
 from action_export.types import Modality
 
 if TYPE_CHECKING:
     import torch
 
-Transform = Mapping[str, Any]
-"""One entry of a pipeline: `type` and the arguments of the transform."""
-
-SUPPORTED_RECOGNIZERS = ("Recognizer2D", "Recognizer3D", "RecognizerOmni")
 _BACKBONE_PACKAGES = {
     "timm": ("timm",),
     "torchvision": ("torchvision",),
@@ -41,9 +33,10 @@ _BACKBONE_PACKAGES = {
 class RecognizerConfig:
     """What is read from a config file; nothing below this asks the file again.
 
+    model: as mmengine builds it, with the very classes that the config gives.
     pipeline: the transforms that mmaction2's test loop runs.
     modality: the test dataset's; optical flow has two channels, x and y.
-    pipeline_key: where --cfg-options finds the pipeline.
+    pipeline_key, preprocessor_key: where --cfg-options finds the pipeline, the data_preprocessor.
     notes: decisions taken here that the user should know of.
     """
 
@@ -54,215 +47,42 @@ class RecognizerConfig:
     pipeline: tuple[Transform, ...]
     modality: Modality = "RGB"
     pipeline_key: str = "test_pipeline"
+    preprocessor_key: str = "model.data_preprocessor"
     notes: tuple[str, ...] = ()
+
+    @property
+    def recognizer(self) -> str:
+        """mmaction2's name of the model's class; of the user's own, "module.name"."""
+        return registries.name_of(registries.resolved(self.model, "MODELS"), "models")
 
 
 def load_config(name_or_path: str, cfg_options: tuple[str, ...] = ()) -> RecognizerConfig:
     """Reads a config file, or the zoo config of that name that mmaction2's wheel ships.
 
+    A config is a program, and is run; the modules that it names are imported.
     cfg_options: "key=value" overrides in mmengine's syntax, applied before anything is read.
 
     Raises:
         ConfigError: not found, not readable, or not the config of a recognizer.
-        UnsupportedError: a recognizer that takes something else than frames.
+        UnsupportedError: a recognizer that takes something else than frames, or a test that
+            does what cannot be served.
+        DependencyError: what mmengine needs to read it is missing.
     """
-    path = _config_path(name_or_path)
-    cfg = _read_config(path, cfg_options)
-    model = _plain(cfg.get("model"))
-    if not isinstance(model, dict) or "type" not in model:
-        raise ConfigError(
-            f"{path.name} has no `model = dict(type=...)`, so it is not the config of a recognizer",
-            hint="give the config that the checkpoint was trained with",
-        )
-    model["type"] = _type_name(model["type"])
-    _check_recognizer(path, model)
-    datasets = _test_datasets(cfg)
-    key, pipeline, notes = _test_pipeline(path, cfg, datasets)
+    path = config_file.find(name_or_path)
+    with config_file.importable(path):
+        cfg = config_file.read(path, cfg_options)
+        found = evaluation_of(path, partial(config_file.value, path, cfg))
     return RecognizerConfig(
         name=path.stem,
         path=path,
         sha256=file_sha256(path),
-        model=model,
-        pipeline=pipeline,
-        modality=_modality(path, datasets),
-        pipeline_key=key,
-        notes=notes,
+        model=found.model,
+        pipeline=found.pipeline,
+        modality=found.modality,
+        pipeline_key=found.pipeline_key,
+        preprocessor_key=found.preprocessor_key,
+        notes=found.notes,
     )
-
-
-def zoo_configs() -> dict[str, Path]:
-    """Path of every recognition config that the mmaction2 wheel ships, by name."""
-    root = Path(str(import_mmaction().__file__)).parent / ".mim" / "configs" / "recognition"
-    return {path.stem: path for path in sorted(root.rglob("*.py"))}
-
-
-def _config_path(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if path.suffix == ".py" or len(path.parts) > 1:
-        raise ConfigError(
-            f"there is no config file {name_or_path}",
-            hint="check the path, or give the name of a config of mmaction2's zoo",
-        )
-    zoo = zoo_configs()
-    if name_or_path in zoo:
-        return zoo[name_or_path]
-    close = _closest(name_or_path, zoo)
-    raise ConfigError(
-        f"{name_or_path!r} is neither a file nor a config of mmaction2's zoo",
-        hint="did you mean " + " or ".join(close) + "?" if close else "give a path to a .py file",
-    )
-
-
-def _closest(name: str, names: Iterable[str]) -> list[str]:
-    """Up to three that share the most words with `name`, and then the most of its spelling."""
-    words = re.split("[_-]+", name)
-
-    def likeness(candidate: str) -> tuple[int, float]:
-        shared = sum(word in candidate for word in words)
-        return shared, difflib.SequenceMatcher(None, name, candidate).ratio()
-
-    ranked = sorted(((likeness(candidate), candidate) for candidate in names), reverse=True)
-    return [candidate for (shared, ratio), candidate in ranked[:3] if shared or ratio > 0.4]
-
-
-def _read_config(path: Path, cfg_options: tuple[str, ...]) -> Any:
-    import_mmaction()
-    from mmengine.config import Config
-
-    try:
-        with quiet():
-            cfg = Config.fromfile(path)
-    # A config is a program: it can raise anything.
-    except Exception as exc:
-        raise ConfigError(
-            f"{path} cannot be read: {type(exc).__name__}: {first_line(exc)}",
-            hint="mend the config; it must load with mmengine.Config.fromfile",
-        ) from exc
-    if cfg_options:
-        _override(cfg, cfg_options)
-    return cfg
-
-
-def _override(cfg: Any, cfg_options: tuple[str, ...]) -> None:
-    """The same syntax as --cfg-options of mmaction2's own tools, by the same parser."""
-    from argparse import ArgumentError, ArgumentParser
-
-    from mmengine.config import DictAction
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    try:
-        cfg.merge_from_dict(parser.parse_args(["--cfg-options", *cfg_options]).cfg_options)
-    # mmengine raises the last two for a key that leads through what is no dict or list.
-    except (ArgumentError, ValueError, KeyError, TypeError) as exc:
-        raise ConfigError(
-            f"--cfg-options {' '.join(cfg_options)} cannot be applied: {first_line(exc)}",
-            hint="write key=value, as in --cfg-options model.cls_head.num_classes=174",
-        ) from exc
-
-
-def _check_recognizer(path: Path, model: dict[str, Any]) -> None:
-    kind = model["type"]
-    if kind in SUPPORTED_RECOGNIZERS:
-        return
-    if kind.startswith(("Recognizer", "MMRecognizer")):
-        raise UnsupportedError(
-            f"{path.name} has the model {kind!r}, which is not exported",
-            hint=f"supported are {', '.join(SUPPORTED_RECOGNIZERS)}",
-        )
-    raise ConfigError(
-        f"{path.name} has the model {kind!r}, which is no recognizer",
-        hint=f"supported are {', '.join(SUPPORTED_RECOGNIZERS)}",
-    )
-
-
-def _test_pipeline(
-    path: Path, cfg: Any, datasets: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, tuple[Transform, ...], tuple[str, ...]]:
-    """(key, transforms, notes) of the test dataset's pipeline: mmaction2's test loop runs that."""
-    declared = _plain(cfg.get("test_pipeline")) or []
-    runs = {
-        f"{key}.pipeline": dataset["pipeline"]
-        for key, dataset in datasets.items()
-        if dataset.get("pipeline")
-    }
-    key, followed = next(iter(runs.items()), ("test_pipeline", declared))
-    if any(run != followed for run in runs.values()):
-        raise ConfigError(
-            f"the test datasets of {path.name} have different pipelines",
-            hint="leave one dataset in test_dataloader.dataset: one model serves one pipeline",
-        )
-    if not followed:
-        raise ConfigError(
-            f"{path.name} has neither test_dataloader.dataset.pipeline nor test_pipeline",
-            hint="add the test_pipeline that the model is evaluated with",
-        )
-    notes: tuple[str, ...] = ()
-    if declared and declared != followed:
-        notes = (
-            f"test_pipeline and {key} differ; "
-            "followed the latter, which is what mmaction2's test loop runs",
-        )
-    return key, tuple(_transform(path, entry) for entry in followed), notes
-
-
-def _modality(path: Path, datasets: Mapping[str, Mapping[str, Any]]) -> Modality:
-    """Of all test datasets; mmaction2's default is RGB."""
-    named = {f"{key}.modality": dataset.get("modality", "RGB") for key, dataset in datasets.items()}
-    for key, modality in named.items():
-        if modality not in get_args(Modality):
-            raise UnsupportedError(
-                f"{key} of {path.name} is {modality!r}, which has no serving equivalent",
-                hint=f"served are {' and '.join(map(repr, get_args(Modality)))}",
-            )
-    match sorted(set(named.values())):
-        case []:
-            return "RGB"
-        case [modality]:
-            return cast(Modality, modality)
-        case _:
-            raise ConfigError(
-                f"the test datasets of {path.name} have different modalities",
-                hint="leave one dataset in test_dataloader.dataset: one model serves one modality",
-            )
-
-
-def _test_datasets(cfg: Any) -> dict[str, Mapping[str, Any]]:
-    dataset = _plain((cfg.get("test_dataloader") or {}).get("dataset"))
-    return _unwrapped(dataset, "test_dataloader.dataset")
-
-
-def _unwrapped(dataset: Any, key: str) -> dict[str, Mapping[str, Any]]:
-    """By key, every dataset inside RepeatDataset (`dataset`) and ConcatDataset (`datasets`)."""
-    match dataset:
-        case {"pipeline": [_, *_]}:
-            return {key: dataset}
-        case {"dataset": inner}:
-            return _unwrapped(inner, f"{key}.dataset")
-        case {"datasets": [*inners]}:
-            return _unwrapped(inners, f"{key}.datasets")
-        case [*inners]:
-            found: dict[str, Mapping[str, Any]] = {}
-            for position, inner in enumerate(inners):
-                found |= _unwrapped(inner, f"{key}.{position}")
-            return found
-        case {}:
-            return {key: dataset}
-        case _:
-            return {}
-
-
-def _transform(path: Path, entry: Any) -> Transform:
-    match entry:
-        case {"type": kind}:
-            return {**entry, "type": _type_name(kind)}
-        case _:
-            raise ConfigError(
-                f"the test pipeline of {path.name} has the entry {entry!r}, which has no type",
-                hint="each transform is a dict(type=...) with its arguments",
-            )
 
 
 def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
@@ -276,14 +96,16 @@ def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
     import_mmaction()
     from copy import deepcopy
 
-    from mmaction.registry import MODELS
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS
 
     cfg = deepcopy(dict(config.model))
     if cfg.get("backbone", {}).get("pretrained"):
         cfg["backbone"]["pretrained"] = None
     try:
-        with quiet():
-            model = MODELS.build(cfg)
+        with quiet(), config_file.importable(config.path):
+            # as mmengine's Runner builds and wraps the model of a test
+            model = revert_sync_batchnorm(MODELS.build(cfg))
     # A model's constructor is foreign code that can raise anything on a wrong argument.
     except Exception as exc:
         raise ConfigError(
@@ -351,17 +173,3 @@ def _package_hint(kind: str) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _type_name(kind: Any) -> str:
-    """mmengine's newer configs, which are plain Python, name a class by itself."""
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _plain(value: Any) -> Any:
-    """mmengine's ConfigDict and its kin as dicts, lists and tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value)
-    return value

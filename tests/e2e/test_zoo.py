@@ -24,6 +24,7 @@ import torch
 from action_client import VideoClient
 from action_export import parity, preprocess, source, tensorrt
 from action_export.checkpoint import build_model, load_checkpoint
+from action_export.config_file import zoo_configs
 from action_export.errors import DependencyError
 from action_export.families import FAMILIES, decide, family_of
 from action_export.gpu import Gpu
@@ -46,9 +47,7 @@ TOGETHER = 4
 
 
 def test_every_folder_of_the_zoo_has_a_case() -> None:
-    folders = {
-        path.parts[path.parts.index("recognition") + 1] for path in source.zoo_configs().values()
-    }
+    folders = {path.parts[path.parts.index("recognition") + 1] for path in zoo_configs().values()}
     assert sorted(case.family for case in CASES) == sorted(folders)
 
 

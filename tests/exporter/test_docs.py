@@ -29,6 +29,7 @@ def test_errors_page_is_current() -> None:
         "docs/architecture.md",
         "docs/openvino.md",
         "docs/checkpoints.md",
+        "docs/config.md",
     ],
 )
 def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +39,13 @@ def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixt
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) | NOT_OURS
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text("utf-8")))
     assert named <= known
+
+
+def test_every_test_that_is_named_exists() -> None:
+    there = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in (ROOT / "docs").glob("*.md"):
+        named = set(re.findall(r"\btest_[a-z0-9_]{12,}\b(?!\.py)", page.read_text("utf-8")))
+        assert not [name for name in named if f"def {name}(" not in there], page.name
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from action_export import source
+from action_export import config_file, source
 from action_export.errors import ConfigError
 from action_export.families import FAMILIES, family_of, patch
 from action_export.source import RecognizerConfig
 from support.tiny import MODEL_3D, changed
 from support.zoo import PIPELINES, kind_of
 
-ZOO = source.zoo_configs()
+ZOO = config_file.zoo_configs()
 
 
 def zoo_folder(path: Path) -> str:
@@ -118,6 +118,22 @@ def test_an_architecture_of_nobody_else_falls_to_its_recognizer(
 def test_a_type_matches_in_any_scope(part: str, kind: str, family: str) -> None:
     model = {"type": "Recognizer2D", "cls_head": {"type": "TSNHead"}, part: {"type": kind}}
     assert family_of(model, FAMILIES).name == family
+
+
+@pytest.mark.parametrize("part", ["backbone", "cls_head", "neck"])
+def test_a_class_of_the_users_that_only_has_the_name_matches_nothing(part: str) -> None:
+    name = {"backbone": "TANet", "cls_head": "TRNHead", "neck": "TPN"}[part]
+    model = {"type": "Recognizer2D", part: {"type": type(name, (), {})}}
+    assert family_of(model, FAMILIES).name == "recognizer2d"
+
+
+def test_a_class_of_the_users_belongs_where_its_base_does() -> None:
+    from mmaction.models import BaseRecognizer, Recognizer3D, TANet
+
+    mine = {"type": "Recognizer2D", "backbone": {"type": type("Mine", (TANet,), {})}}
+    assert family_of(mine, FAMILIES).name == "tanet"
+    assert family_of({"type": type("Mine", (Recognizer3D,), {})}, FAMILIES).name == "recognizer3d"
+    assert family_of({"type": type("Mine", (BaseRecognizer,), {})}, FAMILIES).name == "recognizer"
 
 
 # --- Views --------------------------------------------------------------------------------------

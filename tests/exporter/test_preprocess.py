@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from action_export import preprocess, source
+from action_export.config_file import zoo_configs
 from action_export.errors import ActionExportError, ConfigError, UnsupportedError
 from action_export.mmaction_compat import import_mmaction, quiet
 from action_export.preprocess import Preprocessing, derive
@@ -41,7 +42,7 @@ from support.tiny import (
     write_config,
 )
 
-ZOO = source.zoo_configs()
+ZOO = zoo_configs()
 INIT, SAMPLE, DECODE, RESIZE, CROP, FORMAT, PACK = range(7)
 """Positions in the tiny pipelines."""
 
@@ -207,6 +208,21 @@ def test_every_decoder_is_accepted_and_only_decord_tells_the_frame_rate(decoder:
     decoded = dict(type=decode, io_backend="disk")
     pipeline = [*start, PIPELINE_3D[SAMPLE], decoded, *PIPELINE_3D[RESIZE:]]
     assert derived(pipeline).reads_fps == (decoder == "decord")
+
+
+PETREL = dict(io_backend="petrel", path_mapping={"data/": "s3://bucket/"}, enable_mc=True)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_storage_that_is_not_here_is_no_reason_to_refuse(decoder: str) -> None:
+    init, decode = DECODERS[decoder]
+    start = [dict(type=init, num_threads=2, **PETREL)] if init else []
+    decoded = dict(type=decode, **({} if init else PETREL))
+    pipeline = [*start, PIPELINE_3D[SAMPLE], decoded, *PIPELINE_3D[RESIZE:]]
+    served = derived(pipeline)
+    if init:
+        assert served.pipeline[INIT] == dict(type=init, num_threads=2)
+        assert served.sampler == derived(PIPELINE_3D).sampler
 
 
 @pytest.mark.parametrize("init", ["DecordInit", "PyAVInit", "OpenCVInit"])

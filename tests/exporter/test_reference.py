@@ -55,6 +55,21 @@ def tiny(request: pytest.FixtureRequest, tiny_2d: Tiny, tiny_3d: Tiny) -> Tiny:
     return tiny_2d if request.param == "2d" else tiny_3d
 
 
+@pytest.mark.parametrize("decoder", ["Decord", "PyAV", "OpenCV"])
+def test_the_proof_reads_local_files_whatever_storage_the_config_names(
+    tiny_3d: Tiny, decoder: str
+) -> None:
+    def clips(**storage: Any) -> Any:
+        pipeline = deepcopy(PIPELINE_3D)
+        pipeline[INIT] = dict(type=f"{decoder}Init", **storage)
+        pipeline[DECODE] = dict(type=f"{decoder}Decode")
+        served = derive(replace(tiny_3d.config, pipeline=tuple(pipeline)), ViewOptions())
+        return run_pipeline(served, VIDEO)[1]["inputs"].numpy()
+
+    remote = clips(io_backend="petrel", path_mapping={"/": "s3://nowhere/"}, enable_mc=False)
+    np.testing.assert_array_equal(remote, clips())
+
+
 @pytest.fixture(scope="module")
 def short_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five frames, less than a clip spans, so that every one is sampled more than once."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from action_export import preprocess, source
+from action_export.config_file import zoo_configs
 from action_export.errors import (
     ActionExportError,
     ConfigError,
@@ -184,13 +186,80 @@ def test_a_config_that_names_classes_by_themselves_is_read(tmp_path: Path) -> No
     path = tmp_path / "new_style.py"
     path.write_text(NEW_STYLE)
     config = load_config(str(path))
-    assert config.model["type"] == "Recognizer3D"
+    assert config.recognizer == "Recognizer3D"
     assert [transform["type"] for transform in config.pipeline[:2]] == [
         "DecordInit",
         "SampleFrames",
     ]
     assert preprocess.derive(config, ViewOptions()).sampler == SampleFrames(clip_len=4)
     assert type(source.build_untrained(config)).__name__ == "Recognizer3D"
+
+
+OWN_PARTS = """
+from mmaction.datasets import transforms
+from mmaction.models import recognizers
+
+class SampleFrames(transforms.SampleFrames):
+    pass
+
+class Recognizer3D(recognizers.Recognizer3D):
+    pass
+"""
+
+
+def with_own(folder: Path, name: str) -> Path:
+    """NEW_STYLE with a class of the user's by that name, in a module of its own for each test."""
+    module = f"own_parts_of_{folder.name}"
+    (folder / f"{module}.py").write_text(OWN_PARTS)
+    first, *others = NEW_STYLE.split("model = dict(", 1)
+    path = folder / "own.py"
+    path.write_text("model = dict(".join([f"{first}from {module} import {name}\n", *others]))
+    return path
+
+
+def dumped(config: Path) -> Path:
+    """What mmengine leaves in a work_dir: classes as the text of where they are imported from."""
+    from mmengine.config import Config
+
+    copy = config.with_name("dumped.py")
+    Config.fromfile(config).dump(copy)
+    assert "import" not in copy.read_text()
+    return copy
+
+
+def as_it_is(config: Path) -> Path:
+    return config
+
+
+@pytest.mark.parametrize("form", [as_it_is, dumped])
+def test_a_recognizer_of_the_users_by_mmaction2s_name_is_the_one_that_is_built(
+    tmp_path: Path, form: Callable[[Path], Path]
+) -> None:
+    config = load_config(str(form(with_own(tmp_path, "Recognizer3D"))))
+    assert config.recognizer == f"own_parts_of_{tmp_path.name}.Recognizer3D"
+    built = type(source.build_untrained(config))
+    assert f"{built.__module__}.{built.__name__}" == config.recognizer
+
+
+@pytest.mark.parametrize("form", [as_it_is, dumped])
+def test_a_transform_of_the_users_by_mmaction2s_name_is_refused_by_its_own(
+    tmp_path: Path, form: Callable[[Path], Path]
+) -> None:
+    config = load_config(str(form(with_own(tmp_path, "SampleFrames"))))
+    error = refusal(UnsupportedError, lambda: preprocess.derive(config, ViewOptions()))
+    own = f"own_parts_of_{tmp_path.name}.SampleFrames"
+    assert error.message.startswith(f"test_pipeline[1] is {own!r}, which is not mmaction2's")
+    assert "mmaction.datasets.transforms.SampleFrames" in error.hint
+
+
+def test_the_dump_of_a_pure_python_config_is_read_as_the_config(tmp_path: Path) -> None:
+    path = tmp_path / "new_style.py"
+    path.write_text(NEW_STYLE)
+    config, copy = load_config(str(path)), load_config(str(dumped(path)))
+    assert copy.pipeline == config.pipeline
+    assert copy.recognizer == config.recognizer
+    assert copy.notes == ()
+    assert str(source.build_untrained(copy)) == str(source.build_untrained(config))
 
 
 @pytest.mark.parametrize("entry", ["DecordInit", dict(clip_len=4), None])
@@ -360,7 +429,7 @@ def test_a_model_without_a_backbone_requires_no_package() -> None:
 def test_of_tsn_and_tsm_just_the_configs_of_other_packages_require_any() -> None:
     requiring = {
         name
-        for name in source.zoo_configs()
+        for name in zoo_configs()
         if name.startswith(("tsn", "tsm")) and source.required_packages(load_config(name).model)
     }
     assert requiring == zoo_packages.CONFIGS.keys()

@@ -49,3 +49,15 @@ def test_the_convolution_equals_that_of_mmaction2(
         alone = tam(frames[-segments:])
     torch.testing.assert_close(alone, expected[-segments:])
     assert expected.std() > 0.1
+
+
+def test_a_module_that_the_user_derived_stays_as_it_is() -> None:
+    import_mmaction()
+    from mmaction.models.common import TAM
+
+    class Mine(TAM):  # type: ignore[misc]
+        pass
+
+    tam = Mine(in_channels=8, num_segments=4)
+    without_batch_in_the_groups(torch.nn.Sequential(tam))
+    assert "forward" not in vars(tam)

@@ -53,6 +53,14 @@ def fix(model: Recognizer) -> Decision:
     return decision
 
 
+def test_relations_that_the_user_derived_stay_as_they_are() -> None:
+    model = Recognizer(4)
+    consensus = model.cls_head.consensus
+    consensus.__class__ = type("Mine", (type(consensus),), {})
+    assert fixed_relations(model) is None
+    assert "forward" not in vars(consensus)
+
+
 def relations(segments: int) -> dict[int, list[tuple[int, ...]]]:
     """By scale, what is recorded for a head of so many segments."""
     recorded = fix(Recognizer(segments)).record["trn_relations"]

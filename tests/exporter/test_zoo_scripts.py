@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import zoo_run
+from action_export.config_file import zoo_configs
 from action_export.errors import ConfigError
-from action_export.source import load_config, zoo_configs
+from action_export.source import load_config
 from zoo_table import table
 
 PROVED: dict[str, Any] = {

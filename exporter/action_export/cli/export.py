@@ -140,7 +140,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", nargs="?", help="a config file, or the name of one in mmaction2's zoo")
+    add(
+        "config",
+        nargs="?",
+        help="a config file, which is Python and is run, or the name of one in mmaction2's zoo",
+    )
     add("checkpoint", nargs="?", type=Path, help="the .pth file that was trained with it")
     add("--triton-repo", type=Path, metavar="DIR", help="the model repository; required")
     add("--list", action="store_true", help="list mmaction2's zoo by family, and what each needs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from action_export import source
+from action_export import config_file, source
 from action_export.errors import ActionExportError
 from action_export.families import FAMILIES, ModelConfig, family_of
 
@@ -29,7 +29,7 @@ def listing() -> dict[str, list[Listed]]:
     A config that does not load is listed under the family of its folder, with the reason.
     """
     families: dict[str, list[Listed]] = {}
-    for name, path in sorted(source.zoo_configs().items()):
+    for name, path in sorted(config_file.zoo_configs().items()):
         family, listed = _entry(name, path)
         families.setdefault(family, []).append(listed)
     return dict(sorted(families.items()))

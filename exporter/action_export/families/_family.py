@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from action_export import registries
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,11 +33,13 @@ class Decision:
 class Family:
     """Recognizers that are exported alike.
 
-    matches: whether the `model` of a config belongs to it.
+    matches: whether the `model` of a config belongs to it, told by classes and not by names: a
+        class of the user's own belongs where the class of mmaction2 does that it is derived from.
     zoo: the folders of mmaction2's configs/recognition whose configs belong to it.
     decisions: applied before mmaction2 runs, so reference and graph share them: only for what
         mmaction2 cannot repeat, or cannot run on a CPU at all. None where it leaves nothing open.
-    patches: applied, in order, between the reference and the trace.
+    patches: applied, in order, between the reference and the trace. They and the decisions
+        change modules of mmaction2's very classes: what the user has derived stays as it is.
     tolerance: bound of the proof for scores, as a share of the reference's spread over classes.
     """
 
@@ -65,10 +69,10 @@ def patch(model: torch.nn.Module, family: Family) -> None:
 
 
 def has(part: str, kind: str) -> Callable[[ModelConfig], bool]:
-    """Matches models whose `part` (backbone, neck, cls_head) is of this type, in any scope."""
+    """Matches models whose `part` (backbone, neck, cls_head) is this class of mmaction2's."""
+    return lambda model: registries.part_base(model, part) == kind
 
-    def matches(model: ModelConfig) -> bool:
-        found = str((model.get(part) or {}).get("type", ""))
-        return found.rpartition(".")[2] == kind
 
-    return matches
+def recognizes(kind: str) -> Callable[[ModelConfig], bool]:
+    """Matches models that are this recognizer of mmaction2's."""
+    return lambda model: registries.model_base(model) == kind

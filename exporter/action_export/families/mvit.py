@@ -24,7 +24,7 @@ def attention_without_assignment(model: torch.nn.Module) -> None:
     from mmaction.models.backbones.mvit import MultiScaleAttention
 
     for module in model.modules():
-        if isinstance(module, MultiScaleAttention):
+        if type(module) is MultiScaleAttention:
             module.forward = MethodType(_attend, module)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from action_export.families._family import Family
+from action_export.families._family import Family, recognizes
 
 if TYPE_CHECKING:
     import torch
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 def features_with_options(model: torch.nn.Module) -> None:
     """RecognizerOmni.extract_feat returns features alone, where others add the head's options."""
+    from mmaction.models import RecognizerOmni
+
     recognizer: Any = model
+    if type(recognizer).extract_feat is not RecognizerOmni.extract_feat:
+        return
     extract_feat = recognizer.extract_feat
     recognizer.extract_feat = lambda *args, **kwargs: (extract_feat(*args, **kwargs), {})
 
@@ -20,6 +24,6 @@ def features_with_options(model: torch.nn.Module) -> None:
 OMNISOURCE = Family(
     name="omnisource",
     zoo=("omnisource",),
-    matches=lambda model: model["type"] == "RecognizerOmni",
+    matches=recognizes("RecognizerOmni"),
     patches=(features_with_options,),
 )

@@ -1,6 +1,6 @@
 """Architectures without a patch of their own, by the part of the config that tells them."""
 
-from action_export.families._family import Family, has
+from action_export.families._family import Family, has, recognizes
 from action_export.families._patches import all_views_at_once, contiguous_features, deploy_form
 
 _BACKBONES_3D = {
@@ -47,12 +47,14 @@ PLAIN_2D = tuple(
 OTHERS = (
     Family(
         name="recognizer2d",
-        matches=lambda model: model["type"] == "Recognizer2D",
+        matches=recognizes("Recognizer2D"),
         patches=(deploy_form, contiguous_features),
     ),
     Family(
         name="recognizer3d",
-        matches=lambda model: model["type"] == "Recognizer3D",
+        matches=recognizes("Recognizer3D"),
         patches=(all_views_at_once,),
     ),
+    # derived from BaseRecognizer
+    Family(name="recognizer", matches=lambda model: True),
 )

@@ -21,7 +21,7 @@ def mask_from_regions(model: torch.nn.Module) -> None:
     from mmaction.models.backbones.swin import BasicLayer
 
     for module in model.modules():
-        if isinstance(module, BasicLayer):
+        if type(module) is BasicLayer:
             rebind(module, compute_mask=_compute_mask)
 
 

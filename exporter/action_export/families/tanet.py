@@ -19,7 +19,7 @@ def without_batch_in_the_groups(model: torch.nn.Module) -> None:
     from mmaction.models.common import TAM
 
     for module in model.modules():
-        if isinstance(module, TAM):
+        if type(module) is TAM:
             module.register_buffer("bands", _bands(module), persistent=False)
             module.forward = MethodType(_temporal_adaptive, module)
 

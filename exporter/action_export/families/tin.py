@@ -60,7 +60,7 @@ def shift_in_plain_operations(model: torch.nn.Module) -> Decision:
     from mmaction.models.backbones.resnet_tin import TemporalInterlace
 
     for module in model.modules():
-        if isinstance(module, TemporalInterlace):
+        if type(module) is TemporalInterlace:
             rebind(module, linear_sampler=linear_sampler)
     return Decision(
         note="mmcv's compiled tin_shift cannot run on a CPU; the reference uses the same shift in "
@@ -73,7 +73,7 @@ def interlace_without_assignment(model: torch.nn.Module) -> None:
     from mmaction.models.backbones.resnet_tin import TemporalInterlace
 
     for module in model.modules():
-        if isinstance(module, TemporalInterlace):
+        if type(module) is TemporalInterlace:
             module.forward = MethodType(_interlace, module)
 
 

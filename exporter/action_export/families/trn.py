@@ -24,9 +24,9 @@ def fixed_relations(model: torch.nn.Module) -> Decision | None:
     from mmaction.models.heads.trn_head import RelationModuleMultiScale
 
     recognizer: Any = model
-    consensus = recognizer.cls_head.consensus
-    if not isinstance(consensus, RelationModuleMultiScale):
-        return None  # one relation, of all frames
+    consensus: Any = getattr(recognizer.cls_head, "consensus", None)
+    if type(consensus) is not RelationModuleMultiScale:
+        return None  # one relation, of all frames, or what the user has derived
     subsets: Subsets = {}
     for scale, relations, count in zip(
         consensus.scales, consensus.relations_scales, consensus.subsample_scales, strict=True
