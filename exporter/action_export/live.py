@@ -16,7 +16,7 @@ from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
 from action_export.errors import DependencyError, ServeError
-from action_export.parity import compare_scores
+from action_export.measure import compare_scores
 from action_export.reference import Reference
 from action_export.serve import ServerOptions, find_installation, serve
 from action_export.types import Check, Tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from action_export import live, openvino, parity, precision, reference, tensorrt
+from action_export import live, measure, openvino, parity, precision, reference, tensorrt
 from action_export.errors import DependencyError
 from action_export.gpu import Gpu
 from action_export.job import Job, Proved
@@ -61,7 +61,7 @@ class Proof:
             InconclusiveError: the videos are too alike to tell.
         """
         job, tolerance = self.job, self.job.family.tolerance
-        distinct = parity.distinguishable(references, tolerance)
+        distinct = measure.distinguishable(references, tolerance)
         with self.steps("prove pixels") as step:
             pixels = parity.verify_pixels(references, job.contract)
             step.result = parity.summary(pixels)
@@ -75,7 +75,7 @@ class Proof:
         notes: tuple[str, ...] = ()
         kind = job.request.precision
         if kind != "fp32":
-            distinct = parity.farthest_apart(distinct, job.bound)
+            distinct = measure.farthest_apart(distinct, job.bound)
         if kind == "fp16" or kind == "int8":
             graph, reduced = self._reduce(kind, exact, distinct)
             checks += reduced
@@ -91,7 +91,7 @@ class Proof:
             parity.require(ran)
             checks += ran
         if live_bound(job) > job.bound:
-            distinct = parity.farthest_apart(distinct, live_bound(job))
+            distinct = measure.farthest_apart(distinct, live_bound(job))
         served = self._prove_live(distinct)
         parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
         return Proved(graph=graph, engine=engine, checks=checks + served, notes=notes)
@@ -150,7 +150,7 @@ class Proof:
             for computes, bound in bounds.items():
                 checks += parity.verify_runner(
                     openvino.Runner(graph.path, job.tensors, config, computes),
-                    parity.farthest_apart(references, bound),
+                    measure.farthest_apart(references, bound),
                     job.tensors.clips,
                     bound,
                     name=f"OpenVINO in {computes}",
