@@ -55,6 +55,15 @@ def farthest_apart(references: tuple[Reference, ...], bound: float) -> tuple[Ref
     return max(combinations(references, 2), key=lambda pair: _apart(pair, references))
 
 
+def mixed_rows(references: tuple[Reference, ...], size: int) -> list[Reference]:
+    """The rows of a batch: of two videos a, a, b or a, a, b, b.
+
+    From behind, or with rows taken from a smaller batch over and over, another video comes last.
+    """
+    videos = min(len(references), size)
+    return [references[row * videos // size] for row in range(size)]
+
+
 def require_distinguishable(references: tuple[Reference, ...], tolerance: float) -> None:
     """Raises InconclusiveError unless two references lie far enough apart for a check to fail."""
     if len(references) < 2:

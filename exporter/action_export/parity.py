@@ -27,12 +27,13 @@ from numpy.typing import NDArray
 
 from action_export.errors import ParityError, TracingError, VideoError, first_line
 from action_export.logits import Probe, with_logits
-from action_export.measure import Rows, compare_logits, compare_scores, difference
+from action_export.measure import Rows, compare_logits, compare_scores, difference, mixed_rows
 from action_export.reference import Reference
 from action_export.types import Check, Tensors, TensorSpec
 from action_export.wire import pack_as_stated
 
-# The largest batch is run if it takes no more than this, by what three rows took.
+# The largest batch is run if it takes no more processor time and memory than this, by what three
+# rows took.
 _CHEAP_S = 2.0
 _CHEAP_BYTES = 2**30
 
@@ -101,7 +102,7 @@ def verify_graph(
         del run  # and the memory that it holds
         logits = []
         if probe is not None:
-            rows = _rows(references, 2)[-min(2, largest) :]
+            rows = mixed_rows(references, 2)[-min(2, largest) :]
             scores, of_views = _probed(probe, clips, rows)
             if len(rows) == 2:
                 checks[2] = compare_scores(_name(name, 2), scores, tolerance)
@@ -118,14 +119,14 @@ def _probed(probe: Probe, clips: TensorSpec, rows: list[Reference]) -> tuple[Row
 
 
 class _Cost:
-    """Time and memory since it was made: of a first batch, of which a larger one takes more."""
+    """Processor time and memory since it was made: of a batch, of which a larger one takes more."""
 
     def __init__(self) -> None:
-        self._started, self._held = time.perf_counter(), _resident_bytes()
+        self._started, self._held = time.process_time(), _resident_bytes()
 
     def allows(self, times: float) -> bool:
         """Whether this many times the cost is cheap."""
-        seconds, held = time.perf_counter() - self._started, _resident_bytes() - self._held
+        seconds, held = time.process_time() - self._started, _resident_bytes() - self._held
         # what is not known is NaN, and not cheap
         return times * seconds <= _CHEAP_S and times * held <= _CHEAP_BYTES
 
@@ -214,21 +215,12 @@ def summary(checks: tuple[Check, ...]) -> str:
 
 def _run_batch(run: Run, references: tuple[Reference, ...], size: int) -> Rows:
     """A batch of one is run for every video, a larger one once."""
-    batches = [[row] for row in references] if size == 1 else [_rows(references, size)]
+    batches = [[row] for row in references] if size == 1 else [mixed_rows(references, size)]
     return [
         pair
         for rows in batches
         for pair in zip(run(np.concatenate([row.clips for row in rows])), rows, strict=True)
     ]
-
-
-def _rows(references: tuple[Reference, ...], size: int) -> list[Reference]:
-    """Property 2: of two videos a, a, b or a, a, b, b.
-
-    From behind, or with rows taken from a smaller batch over and over, another video comes last.
-    """
-    videos = min(len(references), size)
-    return [references[row * videos // size] for row in range(size)]
 
 
 def _session(path: Path, clips: TensorSpec) -> Run:

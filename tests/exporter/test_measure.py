@@ -99,6 +99,19 @@ def test_one_distinct_pair_among_copies_is_enough(pair: tuple[Reference, ...]) -
     require(pair[0], pair[0], pair[1])
 
 
+@pytest.mark.parametrize(
+    ("videos", "size", "order"),
+    [(2, 2, "ab"), (2, 3, "aab"), (2, 4, "aabb"), (2, 8, "aaaabbbb"), (3, 3, "abc"), (3, 2, "ab")],
+)
+def test_no_order_of_rows_is_the_same_from_behind_or_repeats(
+    pair: tuple[Reference, ...], videos: int, size: int, order: str
+) -> None:
+    named = [replace(pair[0], video=Path(name)) for name in "abc"[:videos]]
+    assert "".join(str(row.video) for row in measure.mixed_rows(tuple(named), size)) == order
+    assert order != order[::-1]
+    assert all(order != (order[:period] * size)[:size] for period in range(1, size))
+
+
 # --- The measure, and what is told --------------------------------------------------------------
 
 

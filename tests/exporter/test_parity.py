@@ -104,19 +104,6 @@ def test_the_largest_batch_is_left_out_where_it_would_take_long_or_much(
 
 
 @pytest.mark.parametrize(
-    ("videos", "size", "order"),
-    [(2, 2, "ab"), (2, 3, "aab"), (2, 4, "aabb"), (2, 8, "aaaabbbb"), (3, 3, "abc"), (3, 2, "ab")],
-)
-def test_no_order_of_rows_is_the_same_from_behind_or_repeats(
-    pair: tuple[Reference, ...], videos: int, size: int, order: str
-) -> None:
-    named = [replace(pair[0], video=Path(name)) for name in "abc"[:videos]]
-    assert "".join(str(row.video) for row in parity._rows(tuple(named), size)) == order
-    assert order != order[::-1]
-    assert all(order != (order[:period] * size)[:size] for period in range(1, size))
-
-
-@pytest.mark.parametrize(
     ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 3, 4]), (16, [1, 2, 3, 16])]
 )
 def test_a_plan_runs_on_the_largest_batch_as_well(
