@@ -35,7 +35,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import numpy as np
 from action_client import VideoClient
-from action_export import api, example, parity, precision, preprocess, reference, source, tensorrt
+from action_export import (
+    api,
+    example,
+    measure,
+    parity,
+    precision,
+    preprocess,
+    reference,
+    source,
+    tensorrt,
+)
 from action_export.checkpoint import build_model, load_checkpoint
 from action_export.dependencies import import_onnxruntime
 from action_export.errors import ActionExportError, DependencyError, EngineError, first_line
@@ -179,7 +189,7 @@ def references(request: ExportRequest) -> tuple[Reference, ...]:
     model, preprocessing = model_of(request)
     videos = request.videos or example.CLIPS
     found = tuple(reference.run_mmaction(model, preprocessing, video) for video in videos)
-    return parity.distinguishable(found, 1e-4)
+    return measure.distinguishable(found, 1e-4)
 
 
 # --- Without a server ---------------------------------------------------------------------------
@@ -197,7 +207,7 @@ def on_cuda(case: Case, seconds: float) -> dict[str, Any]:
     found = [
         reference.run_mmaction(model, preprocessing, row.video).scores for row in case.references
     ]
-    check = parity.compare_scores(
+    check = measure.compare_scores(
         "cuda", list(zip(found, case.references, strict=True)), FP32_BOUND
     )
     module = serving_module(
@@ -345,7 +355,7 @@ def load(case: Case, url: str, seconds: float) -> dict[str, Any]:
     rows = case.references
     with VideoClient(url, case.name, timeout_s=120) as client:
         answers = [client.classify_sampled(row.frames, row.frame_index).scores for row in rows]
-        check = parity.compare_scores("live", list(zip(answers, rows, strict=True)), FP32_BOUND)
+        check = measure.compare_scores("live", list(zip(answers, rows, strict=True)), FP32_BOUND)
 
         def call() -> None:
             client.classify_sampled(rows[0].frames, rows[0].frame_index)

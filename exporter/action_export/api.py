@@ -17,7 +17,7 @@ from action_export import (
     example,
     inputs,
     manifest,
-    parity,
+    measure,
     precision,
     preprocess,
     reference,
@@ -298,11 +298,11 @@ def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Referen
                 reference.run_mmaction(model, job.preprocessing, video, job.contract.scores)
             )
             # a wide bound tells a mix-up only of videos that lie further apart
-            wanted = max(job.family.tolerance, 2 * job.widest_bound / parity.MARGIN)
-            distinct = parity.distinguishable(tuple(references), wanted)
+            wanted = max(job.family.tolerance, 2 * job.widest_bound / measure.MARGIN)
+            distinct = measure.distinguishable(tuple(references), wanted)
             if not every and len(distinct) >= 2:
                 break
-        parity.require_distinguishable(tuple(references), job.family.tolerance)
+        measure.require_distinguishable(tuple(references), job.family.tolerance)
         step.result = f"{len(references)} videos"
     return tuple(references)
 

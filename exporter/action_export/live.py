@@ -1,42 +1,30 @@
 """The last part of the proof: the staged repository on a real tritonserver, before it is published.
 
-Frames go in over gRPC, as a client sends them, and every video at once, so that the server batches
-different videos together; the scores must be mmaction2's.
+Frames go in over gRPC, as a client sends them, and every video at once; the scores must be
+mmaction2's. Triton must also have run several videos in one batch, which its statistics tell, and
+say of the model what was written.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from action_runtime.spec import Contract
-from numpy.typing import NDArray
-
 from action_export.errors import DependencyError, ServeError
-from action_export.parity import compare_scores
+from action_export.measure import compare_scores, mixed_rows
 from action_export.reference import Reference
 from action_export.serve import ServerOptions, find_installation, serve
-from action_export.types import Check, Tensors
-from action_export.wire import pack_as_stated
+from action_export.staged import Caller, Staged
+from action_export.types import Check
 
-_ROUNDS = 2
-_TIMEOUT_S = 600.0
 _SETTLE_S = 5.0  # from a model's death to the server's end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """What is served. model: the ensemble's name; recognizer: that of its last step."""
-
-    folder: Path
-    model: str
-    recognizer: str
-    contract: Contract
-    tensors: Tensors
-    server_flags: tuple[str, ...] = ()
+# Times that requests are sent anew until the server has run several together.
+_ROUNDS = 6
+_NOT_MIXED = (
+    f"in {_ROUNDS} rounds the server of the proof ran no two requests in one batch, so what its "
+    "dynamic batching makes of several videos is not proved"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,33 +35,82 @@ class Bounds:
     gpu: float
 
 
-def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bounds) -> Check:
-    """Serves what is staged, and compares the ensemble's scores with the references.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What was compared. notes: what could not be seen."""
+
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...] = ()
+
+
+def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bounds) -> Live:
+    """Serves what is staged, and compares what it says and scores with what it must.
 
     Raises:
         DependencyError: there is no tritonserver.
         ServeError: it does not load the models, or answers with an error.
         ModelDiedError: the process of a model died, as for want of memory.
+        ParityError: it says something else of the model than was written.
     """
-    rows = references * _ROUNDS
-    frames = {row.video: _frames(row, staged.contract) for row in references}
     # Once all answers are there, nothing is lost with the server, which takes 2 s to end in order.
     options = ServerOptions(extra_args=staged.server_flags, stop_timeout_s=0)
-    with (
-        serve(staged.folder, options) as server,
-        ThreadPoolExecutor(max_workers=len(rows)) as pool,
-    ):
-        url = server.grpc_url
-        on_gpu = _runs_on_gpu(url, staged.recognizer)
+    with serve(staged.folder, options) as server:
+        caller = Caller(url=server.grpc_url, staged=staged)
         try:
-            scores = list(pool.map(lambda row: _infer(url, staged, row, frames[row.video]), rows))
+            bound = bounds.gpu if caller.runs_on_gpu() else bounds.cpu
+            # its request is the first, which takes a server longer than any other
+            read = caller.read_back(references[0])
+            if staged.tensors.clips.max_batch_size > 1:
+                live = _in_batches(caller, references, bound)
+            else:
+                live = Live(checks=(_at_once(caller, references, bound),))
         except ServeError:
             server.check_running(_SETTLE_S)  # a server that has ended says better why
             raise
+    return replace(live, checks=(read, *live.checks))
+
+
+def _at_once(caller: Caller, references: tuple[Reference, ...], bound: float) -> Check:
+    frames = [caller.staged.frames_of(row) for row in references]
+    with ThreadPoolExecutor(len(references)) as pool:
+        scores = list(pool.map(caller.scores, references, frames))
     return compare_scores(
-        f"live server, {len(rows)} at once",
-        list(zip(scores, rows, strict=True)),
-        bounds.gpu if on_gpu else bounds.cpu,
+        f"live server, {len(scores)} at once", list(zip(scores, references, strict=True)), bound
+    )
+
+
+def _in_batches(caller: Caller, references: tuple[Reference, ...], bound: float) -> Live:
+    """Every video at once, while a batch of several keeps the recognizer busy.
+
+    So they are all waiting when it is free again, and Triton runs them in one batch, of different
+    videos as each is sent once. Where it does not, because the recognizer is the faster step, the
+    clips of each go to it directly.
+    """
+    largest = caller.staged.tensors.clips.max_batch_size
+    batches: list[tuple[Any, Reference]] = []
+    at_once, mixed = None, False
+    for number in range(_ROUNDS):
+        held = mixed_rows(references, largest if number else min(3, largest))
+        before = caller.ran()
+        with ThreadPoolExecutor(1 + len(references)) as pool:
+            holding = pool.submit(caller.batch, held)
+            if at_once is None:
+                at_once = _at_once(caller, references, bound)
+            else:
+                alone = pool.map(lambda row: caller.batch([row])[0], references)
+                batches += zip(alone, references, strict=True)
+            batches += zip(holding.result(), held, strict=True)
+        ran = caller.ran(since=before, rows=len(held) + len(references))
+        if mixed := ran.executions - before.executions < 1 + len(references):
+            break
+    assert at_once is not None
+    told = "a batch of several requests ran" if mixed else f"no batch of several, {_ROUNDS} rounds"
+    return Live(
+        checks=(
+            compare_scores(f"live recognizer, batch of {min(3, largest)}", batches, bound),
+            replace(at_once, detail=f"{at_once.detail}; {told}"),
+        ),
+        notes=() if mixed else (_NOT_MIXED,),
     )
 
 
@@ -83,44 +120,3 @@ def has_official_backends() -> bool:
         return find_installation(None).other_backends
     except DependencyError:
         return False
-
-
-def _runs_on_gpu(url: str, model: str) -> bool:
-    """What the server made of the instances of the model, which the config may leave to it."""
-    from tritonclient.grpc import InferenceServerClient, model_config_pb2
-
-    kind = model_config_pb2.ModelInstanceGroup.KIND_GPU
-    with InferenceServerClient(url) as client:
-        config = client.get_model_config(model).config
-    return any(group.kind == kind for group in config.instance_group)
-
-
-def _frames(reference: Reference, contract: Contract) -> NDArray[Any]:
-    """Pixels of full size, which leave all to the server; JPEG of those that a client sends."""
-    return reference.frames if contract.wire is None else pack_as_stated(reference.frames, contract)
-
-
-def _infer(
-    url: str, staged: Staged, reference: Reference, frames: NDArray[Any]
-) -> NDArray[np.float32]:
-    """The ensemble's scores for the frames of one video, [classes]."""
-    from tritonclient.grpc import InferenceServerClient, InferInput
-    from tritonclient.utils import InferenceServerException
-
-    inputs, tensors = [], staged.tensors
-    for spec, values in (
-        (tensors.frames, frames),
-        (tensors.frame_index, reference.frame_index),
-    ):
-        inputs.append(InferInput(spec.name, values.shape, spec.dtype))
-        inputs[-1].set_data_from_numpy(values)
-    try:
-        with InferenceServerClient(url) as client:
-            result = client.infer(staged.model, inputs, client_timeout=_TIMEOUT_S)
-    except InferenceServerException as exc:
-        raise ServeError(
-            f"the staged model does not answer for {reference.video.name}: {exc.message()}",
-            hint="nothing was published; --proof graph leaves the server out",
-        ) from exc
-    scores: NDArray[np.float32] = result.as_numpy(tensors.scores.name)[0]
-    return scores

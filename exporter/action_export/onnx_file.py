@@ -1,8 +1,10 @@
-"""Writes a graph and its weights without a second copy of the weights in memory."""
+"""Writes and reads a graph and its weights without a second copy of the weights in memory."""
 
 from __future__ import annotations
 
 import ast
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ _LARGEST_WEIGHTS = 2**31 - 2**24
 
 # onnx.proto's numbers of ModelProto.graph, GraphProto.initializer and TensorProto.raw_data
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+# of the parts of a message, by protobuf's wire types
+_VARINT, _FIXED64, _DELIMITED = 0, 1, 2
+# Shapes, axes and the like stay in the outline, where shape inference looks for them.
+_LEAST_WEIGHT = 1024
 
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -78,3 +84,73 @@ def _varint(number: int) -> bytes:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes([*encoded, number])
+
+
+def outline(path: Path) -> Any:
+    """A file's ModelProto without its weights: it says that they lie where they do in that file.
+
+    It can be saved beside the file only.
+    """
+    from onnx import ModelProto
+
+    kept, graph, weights = bytearray(), bytearray(), []
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for number, start, first, end in _fields(data, 0, len(data)):
+            if number != _GRAPH:
+                kept += data[start:end]
+                continue
+            for inner, part, begins, ends in _fields(data, first, end):
+                if inner == _INITIALIZER:
+                    weights.append(_where_it_lies(data, begins, ends, path.name))
+                else:
+                    graph += data[part:ends]
+    model = ModelProto.FromString(bytes(kept) + _prefix(_GRAPH, len(graph)) + bytes(graph))
+    model.graph.initializer.extend(weights)
+    return model
+
+
+def _where_it_lies(data: mmap.mmap, start: int, end: int, file: str) -> Any:
+    """A TensorProto that refers to its values, or holds them where they are few."""
+    from onnx import TensorProto
+
+    kept, found = bytearray(), None
+    for number, part, first, stop in _fields(data, start, end):
+        if number == _RAW_DATA and stop - first >= _LEAST_WEIGHT:
+            found = first, stop
+        else:
+            kept += data[part:stop]
+    tensor = TensorProto.FromString(bytes(kept))
+    if found is not None:
+        tensor.data_location = TensorProto.EXTERNAL
+        entries = {"location": file, "offset": found[0], "length": found[1] - found[0]}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(number, where it starts, where its value starts, where that ends) of a message's fields."""
+    while at < end:
+        start = at
+        key, at = _read_varint(data, at)
+        first = at
+        kind = key & 7
+        if kind == _DELIMITED:
+            length, first = _read_varint(data, at)
+            at = first + length
+        elif kind == _VARINT:
+            _, at = _read_varint(data, at)
+        else:
+            at += 8 if kind == _FIXED64 else 4
+        yield key >> 3, start, first, at
+
+
+def _read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """The number, and where the next thing begins."""
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return number, at

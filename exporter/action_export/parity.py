@@ -1,19 +1,21 @@
 """Compares what was exported with mmaction2, on inputs that could tell a difference.
 
-Three properties make the comparison mean something:
+Four properties make the comparison mean something:
 1. the inputs differ, and mmaction2 tells them apart by much more than the bound;
-2. the rows of one batch belong to different videos, on several batch sizes;
-3. a difference is measured against the spread of the reference over the classes, because softmax
-   over random or saturated logits can make any absolute difference small.
+2. the rows of one batch belong to different videos, on several batch sizes, in an order that is
+   another one from behind, and when it is counted modulo a smaller batch;
+3. a difference is measured against the spread of the reference (measure.py);
+4. logits are compared as well as scores, which say little of them where they are saturated.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,63 +26,22 @@ from action_runtime.transforms import BadRequestError, make_clips, pixel_library
 from numpy.typing import NDArray
 
 from action_export.dependencies import import_onnxruntime
-from action_export.errors import (
-    InconclusiveError,
-    ParityError,
-    TracingError,
-    VideoError,
-    first_line,
-)
+from action_export.errors import ParityError, TracingError, VideoError, first_line
+from action_export.logits import Probe, with_logits
+from action_export.measure import Rows, compare_logits, compare_scores, difference, mixed_rows
 from action_export.reference import Reference
 from action_export.types import Check, Tensors, TensorSpec
 from action_export.wire import pack_as_stated
 
-# Property 1: how many times the bound two references must lie apart.
-MARGIN = 10.0
+# The largest batch is run if it takes no more processor time and memory than this, by what three
+# rows took.
+_CHEAP_S = 2.0
+_CHEAP_BYTES = 2**30
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Scores [batch, classes] of clips [batch, views, clip_len, h, w, channels]."""
 
 _HINT = "nothing was published; please report the config with these figures"
-
-
-def distinguishable(references: tuple[Reference, ...], tolerance: float) -> tuple[Reference, ...]:
-    """The references that mmaction2 tells apart, pairwise, by ten times the bound or more."""
-    kept: list[Reference] = []
-    for reference in references:
-        if _spread(reference) > 0 and all(
-            _difference(reference.scores, other) > MARGIN * tolerance for other in kept
-        ):
-            kept.append(reference)
-    return tuple(kept)
-
-
-def farthest_apart(references: tuple[Reference, ...], bound: float) -> tuple[Reference, ...]:
-    """Those that tell most under a bound that may be wider than what lies between two videos.
-
-    Pairwise they lie more than twice the bound apart; where no two do, they are the two that lie
-    farthest apart.
-    """
-    kept = distinguishable(references, 2 * bound / MARGIN)
-    if len(kept) > 1 or len(references) < 2:
-        return kept
-    return max(combinations(references, 2), key=lambda pair: _difference(pair[0].scores, pair[1]))
-
-
-def require_distinguishable(references: tuple[Reference, ...], tolerance: float) -> None:
-    """Raises InconclusiveError unless two references lie far enough apart for a check to fail."""
-    if len(references) < 2:
-        raise InconclusiveError(
-            f"{len(references)} video proves nothing: a graph that mixes up rows would pass",
-            hint="give two different videos or more to --videos",
-        )
-    if len(distinguishable(references, tolerance)) < 2:
-        apart = max(_difference(a.scores, b) for a, b in combinations(references, 2))
-        raise InconclusiveError(
-            f"mmaction2 scores the {len(references)} proof videos alike (they differ by "
-            f"{apart:.1e} of the spread over classes), so a wrong graph would pass",
-            hint="is the checkpoint trained? prove on videos that it tells apart with --videos",
-        )
 
 
 def verify_pixels(references: tuple[Reference, ...], contract: Contract) -> tuple[Check, ...]:
@@ -120,15 +81,64 @@ def verify_graph(
     """The ONNX file in ONNX Runtime against `model.predict`, on batches of mixed videos.
 
     Batch sizes are one, two and three, as far as `max_batch_size` allows: what takes the batch for
-    a constant takes it for one of two, which it is traced with, and fails below or above that.
-    More rows are the same computation, and what they take of memory says nothing of the server.
+    a constant takes it for one of two, which it is traced with, and fails below or above that. More
+    rows are the same computation; the largest batch is run where three rows tell that it is cheap.
+    Two rows (one, if no two are served together) give their logits as well.
 
     Raises:
         TracingError: ONNX Runtime does not load the file.
         ParityError: it does not run on a batch, or gives another number of rows.
     """
-    sizes = [size for size in (1, 2, 3) if size <= clips.max_batch_size]
-    return _verify(_session(path, clips), references, sizes, tolerance, name)
+    largest, checks = clips.max_batch_size, dict[int, Check]()
+    run = _session(path, clips)
+    with with_logits(path) as found:
+        probe = found if all(row.logits is not None for row in references) else None
+        # The largest of these first: what it needed of memory is enough for the others.
+        sizes = [size for size in (3, 2, 1) if size <= largest and not (size == 2 and probe)]
+        cost = _Cost()
+        for size in sizes:
+            checks[size] = _verify(run, references, size, tolerance, name)
+            if size == 3 and largest > 3 and cost.allows(largest / size):
+                checks[largest] = _verify(run, references, largest, tolerance, name)
+        del run  # and the memory that it holds
+        logits = []
+        if probe is not None:
+            rows = mixed_rows(references, 2)[-min(2, largest) :]
+            scores, of_views = _probed(probe, clips, rows)
+            if len(rows) == 2:
+                checks[2] = compare_scores(_name(name, 2), scores, tolerance)
+            logits.append(compare_logits(f"{name}, logits", of_views, tolerance))
+    return (*(checks[size] for size in sorted(checks)), *logits)
+
+
+def _probed(probe: Probe, clips: TensorSpec, rows: list[Reference]) -> tuple[Rows, Rows]:
+    """The scores and the logits of these videos in one batch."""
+    batch = np.concatenate([row.clips for row in rows])
+    scores, logits = _runner(probe.path, clips)(batch)
+    of_videos = probe.of_videos(logits)
+    return list(zip(scores, rows, strict=True)), list(zip(of_videos, rows, strict=True))
+
+
+class _Cost:
+    """Processor time and memory since it was made: of a batch, of which a larger one takes more."""
+
+    def __init__(self) -> None:
+        self._started, self._held = time.process_time(), _resident_bytes()
+
+    def allows(self, times: float) -> bool:
+        """Whether this many times the cost is cheap."""
+        seconds, held = time.process_time() - self._started, _resident_bytes() - self._held
+        # what is not known is NaN, and not cheap
+        return times * seconds <= _CHEAP_S and times * held <= _CHEAP_BYTES
+
+
+def _resident_bytes() -> float:
+    """Of this process; what a batch took is still held by ONNX Runtime's arena when it ends."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:  # not Linux
+        return math.nan
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def verify_jpeg(
@@ -143,11 +153,11 @@ def verify_jpeg(
         ParityError: the encoder does not do what the contract says.
     """
     run = _session(path, Tensors.of(contract, max_batch_size=1).clips)
-    errors = []
+    errors, among = [], [reference.scores for reference in references]
     for reference in references:
         frames = jpeg.decode(pack_as_stated(reference.frames, contract), contract)
         scores = run(make_clips(frames, reference.frame_index, contract))
-        errors.append(_difference(scores[0], reference))
+        errors.append(difference(scores[0], reference.scores, among))
     return Check(
         name="JPEG",
         error=float(np.max(errors)),
@@ -165,68 +175,19 @@ def verify_runner(
     Batch sizes are those of verify_graph and the largest, for which a plan has other kernels.
     """
     sizes = sorted({1, 2, 3, clips.max_batch_size} & set(range(1, clips.max_batch_size + 1)))
-    return _verify(run, references, sizes, tolerance, name)
-
-
-def _verify(
-    run: Run, references: tuple[Reference, ...], sizes: list[int], tolerance: float, name: str
-) -> tuple[Check, ...]:
     # The largest first: what it needed of memory is enough for the others.
-    checks = [
-        compare_scores(f"{name}, batch {size}", _run_batch(run, references, size), tolerance)
-        for size in reversed(sizes)
-    ]
+    checks = [_verify(run, references, size, tolerance, name) for size in reversed(sizes)]
     return tuple(reversed(checks))
 
 
-def compare_scores(
-    name: str,
-    pairs: list[tuple[NDArray[np.float32], Reference]],
-    tolerance: float,
+def _verify(
+    run: Run, references: tuple[Reference, ...], size: int, tolerance: float, name: str
 ) -> Check:
-    """The worst row of `pairs`, each the served scores and the reference that they must equal.
-
-    Raises:
-        InconclusiveError: a row is within the bound and nearer to another reference than to its
-            own, as a bound of reduced precision may be wider than what lies between two videos.
-    """
-    # numpy's max keeps a NaN wherever it stands; Python's only if it comes first
-    error = float(np.max([_difference(scores, reference) for scores, reference in pairs]))
-    if error <= tolerance:
-        _require_own_reference(name, pairs)
-    return Check(
-        name=name,
-        error=error,
-        bound=tolerance,
-        unit="of spread",
-        detail=f"{len(pairs)} rows",
-        top1=_agreement(pairs, 1),
-        top5=_agreement(pairs, 5),
-    )
+    return compare_scores(_name(name, size), _run_batch(run, references, size), tolerance)
 
 
-def _require_own_reference(name: str, pairs: list[tuple[NDArray[np.float32], Reference]]) -> None:
-    for scores, own in pairs:
-        for _, other in pairs:
-            if _difference(scores, other) < _difference(scores, own):
-                apart = _difference(other.scores, own)
-                raise InconclusiveError(
-                    f"{name}: what was computed for {own.video.name} is nearer to mmaction2's "
-                    f"scores of {other.video.name}, which lie {apart:.1e} of the spread away: rows "
-                    "that are mixed up would look the same",
-                    hint="nothing was published; prove on videos that mmaction2 tells further "
-                    "apart with --videos",
-                )
-
-
-def _agreement(pairs: list[tuple[NDArray[np.float32], Reference]], count: int) -> float:
-    """Share of the reference's `count` best classes that are among the served ones."""
-    shares = [
-        len(np.intersect1d(scores.argsort()[-count:], reference.scores.argsort()[-count:]))
-        / min(count, len(reference.scores))
-        for scores, reference in pairs
-    ]
-    return float(np.mean(shares))
+def _name(name: str, size: int) -> str:
+    return f"{name}, batch {size}"
 
 
 def require(checks: tuple[Check, ...], hint: str = _HINT) -> None:
@@ -253,20 +214,25 @@ def summary(checks: tuple[Check, ...]) -> str:
     return ", ".join(same)
 
 
-def _run_batch(
-    run: Run, references: tuple[Reference, ...], size: int
-) -> list[tuple[NDArray[np.float32], Reference]]:
-    # A batch of one is run for every video, a larger one once, with neighbours that differ.
-    starts = range(len(references)) if size == 1 else range(1)
-    pairs: list[tuple[NDArray[np.float32], Reference]] = []
-    for start in starts:
-        rows = [references[(start + row) % len(references)] for row in range(size)]
-        scores = run(np.concatenate([row.clips for row in rows]))
-        pairs += zip(scores, rows, strict=True)
-    return pairs
+def _run_batch(run: Run, references: tuple[Reference, ...], size: int) -> Rows:
+    """A batch of one is run for every video, a larger one once."""
+    batches = [[row] for row in references] if size == 1 else [mixed_rows(references, size)]
+    return [
+        pair
+        for rows in batches
+        for pair in zip(run(np.concatenate([row.clips for row in rows])), rows, strict=True)
+    ]
 
 
 def _session(path: Path, clips: TensorSpec) -> Run:
+    run = _runner(path, clips)
+    return lambda batch: run(batch)[0]
+
+
+def _runner(
+    path: Path, clips: TensorSpec
+) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """Gives all outputs of the file, `scores` first."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -285,18 +251,18 @@ def _session(path: Path, clips: TensorSpec) -> Run:
             hint="another --opset may be one that it supports",
         ) from exc
 
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         try:
-            scores: NDArray[np.float32] = session.run(None, {clips.name: batch})[0]
+            given: list[NDArray[np.float32]] = session.run(None, {clips.name: batch})
         except Exception as exc:
             raise ParityError(
                 f"the graph does not run on a batch of {len(batch)}: {first_line(exc)}", hint=_HINT
             ) from exc
-        if scores.shape[:1] != batch.shape[:1]:
+        if given[0].shape[:1] != batch.shape[:1]:
             raise ParityError(
-                f"the graph turns a batch of {len(batch)} into {list(scores.shape)}", hint=_HINT
+                f"the graph turns a batch of {len(batch)} into {list(given[0].shape)}", hint=_HINT
             )
-        return scores
+        return given
 
     return run
 
@@ -340,16 +306,3 @@ def _pixel_error(reference: Reference, contract: Contract) -> float:
         float(np.abs(a.astype(np.int16) - b).max())
         for a, b in zip(ours[0], reference.clips[0], strict=True)
     )
-
-
-def _difference(scores: NDArray[np.float32], reference: Reference) -> float:
-    """Property 3: max |scores - reference| over the reference's spread over the classes."""
-    if scores.shape != reference.scores.shape:
-        return float("inf")
-    difference = float(np.abs(scores - reference.scores).max())
-    spread = _spread(reference)
-    return difference / spread if spread else (float("inf") if difference else 0.0)
-
-
-def _spread(reference: Reference) -> float:
-    return float(reference.scores.max() - reference.scores.min())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from action_export import live, openvino, parity, precision, reference, tensorrt
+from action_export import live, measure, openvino, parity, precision, reference, tensorrt
 from action_export.errors import DependencyError
 from action_export.gpu import Gpu
 from action_export.job import Job, Proved
+from action_export.live import Live
 from action_export.progress import Steps
 from action_export.reference import Reference
+from action_export.staged import Staged
 from action_export.tensorrt import Engine, Target
 from action_export.tracing import Graph
 from action_export.types import Check, Reduced
@@ -61,7 +63,7 @@ class Proof:
             InconclusiveError: the videos are too alike to tell.
         """
         job, tolerance = self.job, self.job.family.tolerance
-        distinct = parity.distinguishable(references, tolerance)
+        distinct = measure.distinguishable(references, tolerance)
         with self.steps("prove pixels") as step:
             pixels = parity.verify_pixels(references, job.contract)
             step.result = parity.summary(pixels)
@@ -75,7 +77,7 @@ class Proof:
         notes: tuple[str, ...] = ()
         kind = job.request.precision
         if kind != "fp32":
-            distinct = parity.farthest_apart(distinct, job.bound)
+            distinct = measure.farthest_apart(distinct, job.bound)
         if kind == "fp16" or kind == "int8":
             graph, reduced = self._reduce(kind, exact, distinct)
             checks += reduced
@@ -91,10 +93,15 @@ class Proof:
             parity.require(ran)
             checks += ran
         if live_bound(job) > job.bound:
-            distinct = parity.farthest_apart(distinct, live_bound(job))
+            distinct = measure.farthest_apart(distinct, live_bound(job))
         served = self._prove_live(distinct)
-        parity.require(served, *([LOSSY_HINT] if job.contract.wire else []))
-        return Proved(graph=graph, engine=engine, checks=checks + served, notes=notes)
+        parity.require(served.checks, *([LOSSY_HINT] if job.contract.wire else []))
+        return Proved(
+            graph=graph,
+            engine=engine,
+            checks=checks + served.checks,
+            notes=notes + served.notes,
+        )
 
     def _prove_jpeg(self, exact: Graph, references: tuple[Reference, ...]) -> tuple[Check, ...]:
         job = self.job
@@ -150,7 +157,7 @@ class Proof:
             for computes, bound in bounds.items():
                 checks += parity.verify_runner(
                     openvino.Runner(graph.path, job.tensors, config, computes),
-                    parity.farthest_apart(references, bound),
+                    measure.farthest_apart(references, bound),
                     job.tensors.clips,
                     bound,
                     name=f"OpenVINO in {computes}",
@@ -181,24 +188,24 @@ class Proof:
             step.result = parity.summary(checks)
         return checks
 
-    def _prove_live(self, references: tuple[Reference, ...]) -> tuple[Check, ...]:
+    def _prove_live(self, references: tuple[Reference, ...]) -> Live:
         job, request = self.job, self.job.request
         if request.proof == "graph":
-            return ()
+            return Live(checks=())
         with self.steps("prove server") as step:
             if request.plan_in_container:
                 step.result = "skipped: the script builds the plan later"
-                return ()
+                return Live(checks=())
             gpu = any(device.exists() for device in _NVIDIA)
             if request.proof == "auto" and request.device == "gpu" and not gpu:
                 step.result = "skipped: --device gpu, and there is no GPU here"
-                return ()
+                return Live(checks=())
             try:
-                check = live.verify_live(
-                    live.Staged(
+                served = live.verify_live(
+                    Staged(
                         folder=self.stage,
-                        model=job.plan.names.ensemble,
-                        recognizer=job.plan.names.recognizer,
+                        names=job.plan.names,
+                        version=job.plan.version,
                         contract=job.contract,
                         tensors=job.tensors,
                         server_flags=job.runtime.server_flags,
@@ -210,8 +217,8 @@ class Proof:
                 if request.proof == "server":
                     raise
                 step.result = f"skipped: {exc.message}"
-                return ()
-            step.result = parity.summary((check,))
+                return Live(checks=())
+            step.result = parity.summary(served.checks)
             if job.contract.wire is not None:
                 step.result += f", JPEG of quality {job.contract.wire.quality}"
-        return (check,)
+        return served

@@ -34,8 +34,8 @@ class Reference:
     clips: what the pipeline ends with, in the layout of the `clips` tensor, uint8
         [1, views, clip_len, h, w, C].
     scores: float32 [classes].
-    logits: what the head gave them of, float32 [rows, classes]: of each view, or of all together
-        where the head joins them. None where it gives something else.
+    logits: what softmax or sigmoids make the scores of, float32 [rows, classes]: of each view, or
+        of all together where the head joins them. None where the head scores in a way of its own.
     """
 
     video: Path
@@ -93,7 +93,7 @@ def run_mmaction(
         frame_index=frame_index,
         clips=clips,
         scores=np.asarray(predicted, np.float32),
-        logits=None if logits is None else logits.numpy(),
+        logits=None if logits is None or scores == "head" else logits.numpy(),
     )
 
 

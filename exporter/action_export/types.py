@@ -197,7 +197,7 @@ class Check:
     name: str
     error: float
     bound: float
-    unit: Literal["of spread", "grey levels", "frames"]
+    unit: Literal["of spread", "grey levels", "frames", "differences"]
     detail: str = ""
     top1: float | None = None
     top5: float | None = None

@@ -46,10 +46,16 @@ def server(exported: ExportResult) -> Iterator[Server]:
 def test_every_part_of_the_proof_ran_and_passed(exported: ExportResult) -> None:
     names = [check.name for check in exported.checks]
     assert names[:2] == ["sampled frames", "pixels"]
-    assert [name for name in names if name.startswith("graph, batch")] == [
-        f"graph, batch {size}" for size in (1, 2, 3)
+    # the largest where that is cheap, which depends on the machine
+    batches = [name for name in names if name.startswith("graph, batch") and name[-1] != "5"]
+    assert batches == [f"graph, batch {size}" for size in (1, 2, 3)]
+    assert "graph, logits" in names
+    assert names[-3:] == [
+        "what clients read",
+        "live recognizer, batch of 3",
+        "live server, 2 at once",
     ]
-    assert names[-1].startswith("live server")
+    assert "a batch of several requests ran" in exported.checks[-1].detail
     assert all(check.passed for check in exported.checks)
 
 

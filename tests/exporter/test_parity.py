@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -13,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from action_export import parity
-from action_export.errors import InconclusiveError, ParityError, TracingError, VideoError
+from action_export import measure, parity
+from action_export.errors import ParityError, TracingError, VideoError
 from action_export.graph import serving_module
 from action_export.reference import Reference, run_mmaction
 from action_export.tracing import onnx_from_module
@@ -65,8 +64,9 @@ def test_the_right_graph_passes_on_every_batch_size(
     tiny: Tiny, right: Path, pair: tuple[Reference, ...]
 ) -> None:
     checks = verify(tiny, right, pair)
-    assert list(checks) == ["graph, batch 1", "graph, batch 2", "graph, batch 3"]
+    assert list(checks) == ["graph, batch 1", "graph, batch 2", "graph, batch 3", "graph, logits"]
     assert all(check.passed for check in checks.values())
+    assert checks["graph, logits"].detail == "2 rows"
     assert checks["graph, batch 1"].detail == "2 rows"
     assert checks["graph, batch 3"].detail == "3 rows"
     assert {checks[f"graph, batch {size}"].top1 for size in (1, 2, 3)} == {1.0}
@@ -75,14 +75,32 @@ def test_the_right_graph_passes_on_every_batch_size(
 
 
 @pytest.mark.parametrize(
-    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (16, [1, 2, 3])]
+    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (16, [1, 2, 3, 16])]
 )
 def test_a_graph_runs_on_batches_below_and_above_the_traced_one(
     tiny: Tiny, right: Path, pair: tuple[Reference, ...], largest: int, sizes: list[int]
 ) -> None:
     clips = replace(tiny.tensors.clips, max_batch_size=largest)
-    checks = parity.verify_graph(right, pair, clips, TOLERANCE)
+    *checks, logits = parity.verify_graph(right, pair, clips, TOLERANCE)
     assert [check.name for check in checks] == [f"graph, batch {size}" for size in sizes]
+    rows = [check.detail for check in checks]
+    assert rows == ["2 rows", *(f"{size} rows" for size in sizes[1:])]  # alone, each video
+    assert logits.detail == ("1 rows" if largest == 1 else "2 rows")
+
+
+@pytest.mark.parametrize("limit", ["_CHEAP_S", "_CHEAP_BYTES"])
+def test_the_largest_batch_is_left_out_where_it_would_take_long_or_much(
+    tiny: Tiny,
+    right: Path,
+    pair: tuple[Reference, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+) -> None:
+    assert (parity._CHEAP_S, parity._CHEAP_BYTES) == (2.0, 2**30)
+    monkeypatch.setattr(parity, limit, -1)
+    clips = replace(tiny.tensors.clips, max_batch_size=16)
+    names = [check.name for check in parity.verify_graph(right, pair, clips, TOLERANCE)]
+    assert names == ["graph, batch 1", "graph, batch 2", "graph, batch 3", "graph, logits"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +113,8 @@ def test_a_plan_runs_on_the_largest_batch_as_well(
 
     def run(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
         ran.append(len(clips))
-        return np.stack([pair[row % 2].scores for row in range(len(clips))])
+        of_each = [[bool((row == one.clips[0]).all()) for one in pair].index(True) for row in clips]
+        return np.stack([pair[video].scores for video in of_each])
 
     clips = replace(tiny.tensors.clips, max_batch_size=largest)
     checks = parity.verify_runner(run, pair, clips, TOLERANCE, "plan")
@@ -135,6 +154,19 @@ REVERSED = [
     constant("step", -1),
     oh.make_node("Slice", ["right", "from", "to", "axis", "step"], ["scores"]),
 ]
+# Row 2 gets the scores of row 0, row 3 those of row 1: what follows the traced batch of two
+FOLLOWING = [
+    constant("zero", 0),
+    oh.make_node("Shape", ["right"], ["rows"], start=0, end=1),
+    oh.make_node("Squeeze", ["rows", "zero"], ["count"]),
+    oh.make_node("Squeeze", ["zero", "zero"], ["first"]),
+    constant("one", 1),
+    oh.make_node("Squeeze", ["one", "zero"], ["step"]),
+    oh.make_node("Range", ["first", "count", "step"], ["numbers"]),
+    constant("two", 2),
+    oh.make_node("Mod", ["numbers", "two"], ["taken"]),
+    oh.make_node("Gather", ["right", "taken"], ["scores"], axis=0),
+]
 SCALED = [
     constant("factor", 1.001, kind=TensorProto.FLOAT),
     oh.make_node("Mul", ["right", "factor"], ["scores"]),
@@ -159,12 +191,13 @@ NAN_AT_THE_END = [
     ("nodes", "caught_at"),
     [
         (AVERAGED, {2, 3}),
-        (REVERSED, {2}),  # a, b, a is the same from behind
+        (REVERSED, {2, 3}),
+        (FOLLOWING, {3}),
         (SCALED, {1, 2, 3}),
         (NAN, {1, 2, 3}),
         (NAN_AT_THE_END, {1, 2, 3}),
     ],
-    ids=["videos averaged", "rows swapped", "scaled", "nan", "nan at the end"],
+    ids=["videos averaged", "rows swapped", "rows repeated", "scaled", "nan", "nan at the end"],
 )
 def test_a_wrong_end_of_the_graph_is_caught(
     tiny: Tiny,
@@ -176,6 +209,9 @@ def test_a_wrong_end_of_the_graph_is_caught(
 ) -> None:
     path = ending_with(right, nodes, tmp_path / "wrong.onnx")
     checks = verify(tiny, path, pair)
+    # what comes before softmax is right
+    logits = checks.pop("graph, logits", None)
+    assert logits is None or logits.passed
     failed = {int(name[-1]) for name, check in checks.items() if not check.passed}
     assert failed == caught_at
     with pytest.raises(ParityError, match="differs from mmaction2"):
@@ -255,6 +291,48 @@ def test_scores_that_are_averaged_otherwise_are_caught(
 
 
 @pytest.fixture(scope="module")
+def confident(
+    tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tiny, tuple[Reference, ...]]:
+    """A classifier so wide that softmax is 0 or 1 for every view."""
+    model: Any = deepcopy(tiny.model)
+    with torch.no_grad():
+        model.cls_head.fc_cls.weight *= 1000
+        model.cls_head.fc_cls.bias *= 1000
+    wide = replace(tiny, model=model)
+    return wide, references(wide)
+
+
+def test_a_fault_that_saturated_scores_hide_is_caught_in_the_logits(
+    confident: tuple[Tiny, tuple[Reference, ...]], tmp_path: Path
+) -> None:
+    wide, pair = confident
+    measure.require_distinguishable(pair, TOLERANCE)
+    right = exported(wide, module_of(wide.model), tmp_path / "right.onnx")
+    assert all(check.passed for check in verify(wide, right, pair).values())
+
+    model: Any = deepcopy(wide.model)
+    model.data_preprocessor.std *= 1.002
+    path = exported(wide, module_of(model), tmp_path / "wrong.onnx")
+    checks = verify(wide, path, pair)
+    assert [name for name, check in checks.items() if not check.passed] == ["graph, logits"]
+    assert checks["graph, logits"].error > 5 * TOLERANCE
+    clips = replace(wide.tensors.clips, max_batch_size=1)
+    assert [check.passed for check in parity.verify_graph(path, pair, clips, TOLERANCE)] == [
+        True,
+        False,
+    ]
+
+
+def test_logits_that_only_mmaction2_softens_are_not_asked_for(
+    tiny: Tiny, right: Path, pair: tuple[Reference, ...]
+) -> None:
+    """Of a head with its own way of scoring, softmax need not be what its logits go into."""
+    own = tuple(replace(reference, logits=None) for reference in pair)
+    assert list(verify(tiny, right, own)) == ["graph, batch 1", "graph, batch 2", "graph, batch 3"]
+
+
+@pytest.fixture(scope="module")
 def batch_of_one(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Traced with one video and no dynamic axis: every size in the graph is a constant."""
     path = tmp_path_factory.mktemp("one") / "wrong.onnx"
@@ -318,7 +396,8 @@ def test_another_number_of_classes_is_caught(
     model = onnx.load(ending_with(right, nodes, model_path))
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 9
     onnx.save(model, model_path)
-    assert not any(check.passed for check in verify(tiny, model_path, pair).values())
+    checks = verify(tiny, model_path, pair)
+    assert not any(check.passed for name, check in checks.items() if "batch" in name)
 
 
 def test_a_file_that_does_not_load_is_one_line(
@@ -379,109 +458,11 @@ def test_a_video_that_the_preprocess_model_refuses_is_named(
     assert VIDEOS[0].name in caught.value.message
 
 
-# --- Inconclusive references --------------------------------------------------------------------
-
-
-def require(*given: Reference) -> None:
-    parity.require_distinguishable(given, TOLERANCE)
-
-
-def test_two_videos_that_mmaction2_tells_apart_are_enough(pair: tuple[Reference, ...]) -> None:
-    require(*pair)
-    assert parity.distinguishable(pair, TOLERANCE) == pair
-
-
-def test_one_video_is_inconclusive(pair: tuple[Reference, ...]) -> None:
-    with pytest.raises(InconclusiveError, match="1 video") as caught:
-        require(pair[0])
-    assert "--videos" in caught.value.hint
-
-
-def test_two_copies_of_one_video_are_inconclusive(tiny: Tiny, tmp_path: Path) -> None:
-    copy = tmp_path / "another.mp4"
-    shutil.copy(VIDEOS[0], copy)
-    twice = [run_mmaction(tiny.model, tiny.preprocessing, video) for video in (VIDEOS[0], copy)]
-    with pytest.raises(InconclusiveError, match="alike") as caught:
-        require(*twice)
-    assert "--videos" in caught.value.hint
-    assert len(parity.distinguishable(tuple(twice), TOLERANCE)) == 1
-
-
-def constant_for_all_classes(model: Any) -> None:
-    torch.nn.init.zeros_(model.cls_head.fc_cls.weight)
-    torch.nn.init.zeros_(model.cls_head.fc_cls.bias)
-
-
-def constant_for_all_videos(model: Any) -> None:
-    torch.nn.init.zeros_(model.cls_head.fc_cls.weight)
-    torch.nn.init.normal_(model.cls_head.fc_cls.bias)
-
-
-def not_a_number(model: Any) -> None:
-    torch.nn.init.constant_(model.cls_head.fc_cls.bias, float("nan"))
-
-
-@pytest.mark.parametrize("spoil", [constant_for_all_classes, constant_for_all_videos, not_a_number])
-def test_a_model_that_does_not_look_at_its_input_is_inconclusive(
-    tiny: Tiny, spoil: Callable[[Any], None]
-) -> None:
-    model = deepcopy(tiny.model)
-    with torch.no_grad():
-        spoil(model)
-    with pytest.raises(InconclusiveError, match="alike") as caught:
-        require(*references(replace(tiny, model=model)))
-    assert "trained" in caught.value.hint
-
-
-def test_references_must_lie_ten_bounds_apart(pair: tuple[Reference, ...]) -> None:
-    one = replace(pair[0], scores=np.array([0, 1, 0.5], np.float32))
-    near = replace(one, scores=np.array([0, 1, 0.5 + 9e-4], np.float32))
-    far = replace(one, scores=np.array([0, 1, 0.5 + 11e-4], np.float32))
-    assert parity.distinguishable((one, near), 1e-4) == (one,)
-    assert parity.distinguishable((one, far), 1e-4) == (one, far)
-    # pairwise: `near` is no further from `far` than from `one`
-    assert parity.distinguishable((one, far, near), 1e-4) == (one, far)
-
-
-def test_one_distinct_pair_among_copies_is_enough(pair: tuple[Reference, ...]) -> None:
-    require(pair[0], pair[0], pair[1])
-
-
-# --- The measure, and what is told --------------------------------------------------------------
+# --- What is told -------------------------------------------------------------------------------
 
 
 def check(name: str, error: float, bound: float = 1e-4) -> Check:
     return Check(name=name, error=error, bound=bound, unit="of spread")
-
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_nan_is_an_error_wherever_it_stands(pair: tuple[Reference, ...], place: int) -> None:
-    rows = [(reference.scores.copy(), reference) for reference in (*pair, pair[0])]
-    assert parity.compare_scores("rows", rows, TOLERANCE).passed
-    rows[place][0][-1] = float("nan")
-    assert not parity.compare_scores("rows", rows, TOLERANCE).passed
-
-
-def test_a_difference_is_measured_by_the_spread_of_the_reference(
-    pair: tuple[Reference, ...],
-) -> None:
-    flat = replace(pair[0], scores=np.array([0.1, 0.1001, 0.1], np.float32))
-    moved = flat.scores + np.array([0, 0, 1e-5], np.float32)
-    result = parity.compare_scores("flat", [(moved, flat)], TOLERANCE)
-    assert result.error == pytest.approx(0.1, rel=1e-2)
-    assert not result.passed
-
-
-def test_swapped_rows_are_caught_where_the_bound_is_wider_than_the_videos_are_apart(
-    pair: tuple[Reference, ...],
-) -> None:
-    first, second = pair[:2]
-    wide = 2.0
-    right = [(first.scores + 1e-5, first), (second.scores - 1e-5, second)]
-    assert parity.compare_scores("half", right, wide).passed
-    swapped = [(second.scores, first), (first.scores, second)]
-    with pytest.raises(InconclusiveError, match=f"computed for {first.video.name} is nearer"):
-        parity.compare_scores("half", swapped, wide)
 
 
 def test_all_failures_are_told_with_their_figures() -> None:
@@ -497,14 +478,3 @@ def test_all_failures_are_told_with_their_figures() -> None:
 def test_the_summary_is_what_is_identical_and_the_worst_of_the_rest() -> None:
     checks = (check("frames", 0.0, 0.0), check("small", 1e-6), check("large", 5e-5))
     assert parity.summary(checks) == "frames identical, off by 5.0e-05 of spread (bound 0.0001)"
-
-
-def test_a_wide_bound_is_tried_on_those_that_lie_farthest_apart(
-    pair: tuple[Reference, ...],
-) -> None:
-    near = replace(pair[0], scores=pair[0].scores + 1e-3 * np.eye(1, len(pair[0].scores))[0])
-    three = (pair[0], near, pair[1])
-    assert parity.farthest_apart(three, bound=1e-6) == three
-    chosen = parity.farthest_apart(three, bound=10.0)
-    assert len(chosen) == 2
-    assert chosen[1] is pair[1]

@@ -107,10 +107,12 @@ def test_a_model_that_dies_in_the_proof_is_told_as_that_and_not_waited_for(tmp_p
     spec = {name: SimpleNamespace(name=name, dtype="INT32") for name in ("x", "frame_index")}
     staged: Any = SimpleNamespace(
         folder=tmp_path,
-        model="plus_one",
-        recognizer="plus_one",
-        contract=SimpleNamespace(wire=None),
-        tensors=SimpleNamespace(frames=spec["x"], frame_index=spec["frame_index"]),
+        names=SimpleNamespace(ensemble="plus_one", recognizer="plus_one"),
+        contract=SimpleNamespace(classes=1, labels=("one",)),
+        frames_of=lambda reference: reference.frames,
+        tensors=SimpleNamespace(
+            frames=spec["x"], frame_index=spec["frame_index"], scores=SimpleNamespace(name="y")
+        ),
         server_flags=(),
     )
     deadly = np.array([-3], np.int32)

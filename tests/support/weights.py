@@ -157,9 +157,11 @@ def _scale_classifier(model: Any, inputs: dict[str, Any]) -> None:
         for m in model.cls_head.modules()
         if isinstance(m, torch.nn.Linear) and m.out_features == logits.shape[-1]
     ]
+    # of one class, over the videos
+    spread = logits.std(dim=1).max() if logits.shape[-1] > 1 else logits.std()
     with torch.no_grad():
         for scorer in scorers:
-            scorer.weight *= _LOGIT_SPREAD / logits.std(dim=1).max()
+            scorer.weight *= _LOGIT_SPREAD / spread
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Any:
