@@ -13,22 +13,27 @@ How a frame is found:
 4. H.264 pictures that are neither needed nor referred to are left out of decoding.
 5. When check 2 fails, or packets carry no usable times, the frames are numbered by decoding them
    all, and then fetched in a second pass.
+6. What the decoder finds damaged between a needed frame's keyframe and the last picture that this
+   frame may refer to is an error, and the same file gives the same frames or error each time.
+   Damage that makes another valid picture can be told by nobody: these formats hold no checksums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .limits import DEFAULT, Budget, Limits
+from .limits import VideoError as VideoError
 from .sampling import Plan
 from .transforms import Frames
+from .video_file import DamagedError, Source, failures, reason, source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+T = TypeVar("T")
 Convert = Callable[[Frames], Frames]
 
 # A jump can't be checked against what it jumps over, so every packet must be known to be a frame.
@@ -53,18 +59,6 @@ _FRAMES_WORTH_A_SEEK = 16
 _REPAIR_HINT = "fetch the file again, or keep what is there: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
-class VideoError(ValueError):
-    """The file is no video, or frames that are needed cannot be decoded from it.
-
-    message: the fact. hint: what its owner can do.
-    """
-
-    def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
     """What sampling needs to know. fps is the average frame rate; None where it is unknown."""
@@ -74,45 +68,81 @@ class VideoInfo:
 
 
 def read_frames(
-    path: Path, choose: Callable[[VideoInfo], Plan], convert: Convert | None = None
+    path: Path,
+    choose: Callable[[VideoInfo], Plan],
+    convert: Convert | None = None,
+    limits: Limits = DEFAULT,
 ) -> tuple[Plan, Frames]:
     """Decodes only up to the last frame of the plan, and keeps only the frames of the plan.
 
     Args:
-        path: a file in any format that FFmpeg knows.
+        path: a file in a format of the limits.
         choose: which frames to take; asked again when decoding shows another length.
         convert: applied to each frame by itself, [1, H, W, 3] to [1, h, w, 3], as it is decoded, so
             that full-size frames never pile up.
+        limits: what the file may cost.
 
     Returns:
         The plan, and its frames: uint8 RGB [len(plan.frame_numbers), h, w, 3].
 
     Raises:
         VideoError: no such file, not a video, no frames, cut short, or damaged where it matters.
+        VideoLimitError: beyond the limits.
     """
-    import av
+    with source(path, limits) as file:
+        info, index = _scan(file)
+        try:
+            return _read(file, info, index, choose, convert)
+        except DamagedError as exc:
+            raise VideoError(
+                f"{path} is damaged: {_whole_frames(file)} of its {info.total_frames} frames can "
+                f"be decoded, and later ones are needed ({exc})",
+                hint=_REPAIR_HINT,
+            ) from exc
 
-    _check_file(path)
-    info, index = _scan(path)
-    try:
-        if index is not None:
-            plan = choose(info)
-            for thrifty in (True, False) if index.seekable else (False,):
-                try:
-                    found = _frames_by_index(path, index, plan.frame_numbers, thrifty)
-                    return plan, _collect(found, len(plan.frame_numbers), convert)
-                except _NotAsIndexedError:
-                    continue
-        info = replace(info, total_frames=_count_frames(path))
+
+def _read(
+    file: Source,
+    info: VideoInfo,
+    index: _Index | None,
+    choose: Callable[[VideoInfo], Plan],
+    convert: Convert | None,
+) -> tuple[Plan, Frames]:
+    """DamagedError where frames that are needed are not whole."""
+    if index is not None:
         plan = choose(info)
-        found = _frames_by_count(path, plan.frame_numbers)
-        return plan, _collect(found, len(plan.frame_numbers), convert)
-    except av.error.FFmpegError as exc:
-        raise VideoError(
-            f"{path} is damaged: {_decodable_frames(path)} of its {info.total_frames} frames can "
-            f"be decoded, and later ones are needed ({exc.strerror})",
-            hint=_REPAIR_HINT,
-        ) from exc
+        for thrifty in (True, False) if index.seekable else (False,):
+            try:
+                return plan, _with_care(
+                    lambda careful, thrifty=thrifty: _collect(  # type: ignore[misc]
+                        _frames_by_index(file, index, plan.frame_numbers, thrifty, careful),
+                        len(plan.frame_numbers),
+                        convert,
+                        file.budget,
+                    )
+                )
+            except _NotAsIndexedError:
+                continue
+    total = _with_care(lambda careful: _count_frames(file, careful))
+    if index is not None and index.seekable and total < info.total_frames:
+        raise DamagedError(f"{info.total_frames - total} pictures are missing")
+    plan = choose(replace(info, total_frames=total))
+    return plan, _with_care(
+        lambda careful: _collect(
+            _frames_by_count(file, plan.frame_numbers, careful),
+            len(plan.frame_numbers),
+            convert,
+            file.budget,
+        )
+    )
+
+
+def _with_care(read: Callable[[bool], T]) -> T:
+    """What `read` gives, at once or, where there is damage, by careful decoding; see `_decode`."""
+    try:
+        return read(False)
+    except DamagedError:
+        return read(True)
 
 
 class _NotAsIndexedError(Exception):
@@ -125,11 +155,14 @@ class _Packet:
     duration: int
     is_key: bool
     is_hidden: bool
+    is_corrupt: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Index:
     """pts: presentation time of each frame, ascending. keys: numbers of the keyframes, ascending.
+    reach: for each frame, the last number among those that are decoded up to it, which it may
+    refer to. marked: numbers of the frames whose packets the container marks as damaged.
 
     A frame can be decoded from the last keyframe that is shown at or before it: what follows an
     open GOP's keyframe but is shown before it belongs to the GOP before.
@@ -137,89 +170,56 @@ class _Index:
 
     pts: NDArray[np.int64]
     keys: NDArray[np.int64]
+    reach: NDArray[np.int64]
+    marked: frozenset[int]
     seekable: bool
 
     def key_before(self, number: int) -> int:
         at = int(np.searchsorted(self.keys, number, side="right"))
         return int(self.keys[at - 1]) if at else 0
 
-    def number_of(self, pts: int) -> int | None:
+    def number_of(self, pts: int | None) -> int | None:
+        if pts is None:
+            return None
         at = int(np.searchsorted(self.pts, pts))
         return at if at < len(self.pts) and self.pts[at] == pts else None
 
 
-def _check_file(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            first = file.read(1)
-    except FileNotFoundError as exc:
-        raise VideoError(f"{path} does not exist", hint="check the path") from exc
-    except IsADirectoryError as exc:
-        raise VideoError(f"{path} is a directory", hint="name the video file itself") from exc
-    except OSError as exc:
-        raise VideoError(f"{path} cannot be read: {exc.strerror}", hint="check the path") from exc
-    if not first:
-        raise VideoError(f"{path} is empty", hint="fetch the file again")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    import av
-    from av.stream import Disposition
-    from av.video.stream import VideoStream
-
-    try:
-        # A playlist must not make a service fetch what its author points at. (With `options`
-        # PyAV 14 to 16 crash on MPEG program streams.)
-        container = av.open(str(path), container_options={"protocol_whitelist": "file"})
-    except av.error.FFmpegError as exc:
-        raise VideoError(
-            f"{path} is not a video that FFmpeg can read, or is cut short ({exc.strerror})",
-            hint="try `ffprobe` on it; an MP4 without its end has lost its index",
-        ) from exc
-    with container:
-        stream = container.streams.best("video")
-        # A cover picture in a music file counts as video for FFmpeg.
-        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-            raise VideoError(f"{path} has no video stream", hint="choose a file with a picture")
-        if stream.codec_context is None:
-            raise VideoError(
-                f"{path} is in a codec that this build of FFmpeg cannot decode",
-                hint="convert it: ffmpeg -i IN -c:v libx264 OUT.mp4",
-            )
-        yield container, stream
-
-
-def _scan(path: Path) -> tuple[VideoInfo, _Index | None]:
+def _scan(file: Source) -> tuple[VideoInfo, _Index | None]:
     """Length and frame rate, and the numbering of the frames; None where packets don't tell it."""
-    import av
-
-    with _opened(path) as (container, stream):
+    with file.opened() as (container, stream):
+        packets: list[_Packet] = []
         try:
-            packets = [
-                _Packet(
-                    pts=packet.pts,
-                    duration=packet.duration or 0,
-                    is_key=packet.is_keyframe,
-                    is_hidden=packet.is_discard,
-                )
-                for packet in container.demux(stream)
-                if packet.size
-            ]
-        except av.error.FFmpegError as exc:
+            for packet in file.packets(container, stream):
+                if packet.size:
+                    file.budget.check_frames(len(packets) + 1)
+                    packets.append(_noted(packet))
+        except DamagedError as exc:
             raise VideoError(
-                f"{path} cannot be read to its end ({exc.strerror})", hint=_REPAIR_HINT
+                f"{file.path} cannot be read to its end ({exc})", hint=_REPAIR_HINT
             ) from exc
         shown = sum(not packet.is_hidden for packet in packets)
         if not shown:
-            raise VideoError(f"{path} has a video stream without a single frame", hint=_REPAIR_HINT)
-        _check_complete(path, stream, packets)
+            raise VideoError(
+                f"{file.path} has a video stream without a single frame", hint=_REPAIR_HINT
+            )
+        _check_complete(file.path, stream, packets)
         fps = float(stream.average_rate) if stream.average_rate else None
         seekable = (
             container.format.name.split(",")[0] in _SEEKABLE_FORMATS
             and stream.codec.canonical_name in _SEEKABLE_CODECS
         )
     return VideoInfo(total_frames=shown, fps=fps), _index_of(packets, seekable=seekable)
+
+
+def _noted(packet: Packet[VideoStream]) -> _Packet:
+    return _Packet(
+        pts=packet.pts,
+        duration=packet.duration or 0,
+        is_key=packet.is_keyframe,
+        is_hidden=packet.is_discard,
+        is_corrupt=packet.is_corrupt,
+    )
 
 
 def _check_complete(path: Path, stream: VideoStream, packets: Sequence[_Packet]) -> None:
@@ -248,37 +248,118 @@ def _index_of(packets: Sequence[_Packet], *, seekable: bool) -> _Index | None:
     if not packets[0].is_key or times[0] != min(times):
         return None
     shown = [(time, p) for time, p in zip(times, packets, strict=True) if not p.is_hidden]
-    pts = np.array(sorted(time for time, _ in shown), np.int64)
-    keys = np.array(sorted(time for time, p in shown if p.is_key), np.int64)
-    return _Index(pts=pts, keys=np.searchsorted(pts, keys), seekable=seekable)
+    decoded = np.array([time for time, _ in shown], np.int64)
+    pts = np.sort(decoded)
+    numbers = np.searchsorted(pts, decoded)
+    reach = np.empty_like(numbers)
+    reach[numbers] = np.maximum.accumulate(numbers)
+    keys = sorted(
+        number for number, (_, p) in zip(numbers.tolist(), shown, strict=True) if p.is_key
+    )
+    return _Index(
+        pts=pts,
+        keys=np.array(keys, np.int64),
+        reach=reach,
+        marked=frozenset(
+            number for number, (_, p) in zip(numbers.tolist(), shown, strict=True) if p.is_corrupt
+        ),
+        seekable=seekable,
+    )
+
+
+def _decode_with(stream: VideoStream, limits: Limits, *, careful: bool) -> None:
+    """How the stream is decoded.
+
+    At once: by several threads, which stop at what they find wrong. Where they do, carefully:
+    FFmpeg then conceals damage and marks the frame, but only one thread does so the same way each
+    time, and threads that share a picture do not at all. HEVC marks nothing, and VP8 stops at
+    nothing in threads of whole pictures.
+    """
+    context = stream.codec_context
+    context.options = {"max_pixels": str(limits.coded_pixels)}
+    if careful:
+        stream.thread_type, context.thread_count = "SLICE", 1
+    else:
+        context.options = context.options | {"err_detect": "explode"}
+        shared = stream.codec.canonical_name in ("hevc", "vp8")
+        stream.thread_type = "SLICE" if shared else "AUTO"
 
 
 def _frames_by_index(
-    path: Path, index: _Index, numbers: NDArray[np.int32], thrifty: bool
+    file: Source, index: _Index, numbers: NDArray[np.int32], thrifty: bool, careful: bool
 ) -> Iterator[VideoFrame]:
     """The frames of these ascending numbers; _NotAsIndexedError if the index proves wrong.
 
     thrifty: jump, and leave out what no needed frame refers to.
     """
-    with _opened(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        sieve = _Sieve(stream, index.pts[numbers].tolist() if thrifty else None)
-        frames, position = _decoded(sieve(container.demux(stream))), -1
-        for wanted in numbers:
+    with file.opened() as (container, stream):
+        _decode_with(stream, file.budget.limits, careful=careful)
+        needed = index.pts[numbers].tolist() if thrifty else None
+        walk = _Walk(index, _Sieve(stream, needed), careful)
+        walk.along(file.packets(container, stream))
+        for wanted in numbers.tolist():
             key = index.key_before(wanted)
-            if thrifty and key - position > _FRAMES_WORTH_A_SEEK:
-                packets, position = _jump(container, stream, index, key)
-                frames = _decoded(sieve(packets))
-            frame = None
-            while position < wanted:
-                frame = next(frames, None)
-                position += 1
-                while position < wanted and index.pts[position] in sieve.left_out:
-                    position += 1
-                if frame is None or frame.pts != index.pts[position]:
-                    raise _NotAsIndexedError
-            assert frame is not None
-            yield frame
+            if thrifty and key - walk.position > _FRAMES_WORTH_A_SEEK:
+                walk.prove()
+                if key > walk.position:
+                    walk.along(*_jump(file, container, stream, index, key))
+            yield walk.to(wanted)
+        walk.prove()
+
+
+class _Walk:
+    """Decodes frames in order, each held to the index.
+
+    position: number of the last frame that came.
+    """
+
+    def __init__(self, index: _Index, sieve: _Sieve, careful: bool) -> None:
+        self.position = -1
+        self._index, self._sieve = index, sieve
+        self._frames: Iterator[VideoFrame] = iter(())
+        self._frame: VideoFrame | None = None
+        self._lost: set[int] | None = set() if careful else None
+        self._marked = set(index.marked)
+        self._unproved: list[int] = []
+
+    def along(self, packets: Iterable[Packet[VideoStream]], after: int = -1) -> None:
+        """after: the number before the first of these packets."""
+        self._frames, self.position = _decoded(self._sieve(packets), self._lost), after
+
+    def to(self, wanted: int) -> VideoFrame:
+        """The frame of this number, whole as far as it is known; `prove` tells the rest."""
+        while self.position < wanted:
+            self._step()
+        if self.position != wanted or self._frame is None:
+            raise DamagedError("it is missing") if wanted in self._marked else _NotAsIndexedError
+        self._unproved.append(wanted)
+        return self._frame
+
+    def prove(self) -> None:
+        """Raises DamagedError unless all that was taken, and what that may refer to, is whole."""
+        for number in self._unproved:
+            reach = int(self._index.reach[number])
+            while self.position < reach:
+                self._step()
+            key = self._index.key_before(number)
+            if any(key <= marked <= reach for marked in self._marked):
+                raise DamagedError("the decoder marks frames as damaged")
+        self._unproved = []
+
+    def _step(self) -> None:
+        frame = next(self._frames, None)
+        number = len(self._index.pts) if frame is None else self._index.number_of(frame.pts)
+        if number is None or number <= self.position:
+            raise _NotAsIndexedError
+        for passed in range(self.position + 1, number):
+            time = int(self._index.pts[passed])
+            if self._lost and time in self._lost:
+                self._marked.add(passed)
+            elif time not in self._sieve.left_out:
+                raise _NotAsIndexedError
+        if frame is not None and frame.is_corrupt:
+            self._marked.add(number)
+        self._frame, self.position = frame, number
 
 
 class _Sieve:
@@ -324,11 +405,14 @@ _SPARE_SLICE = 0b0_00_00001
 
 
 def _jump(
-    container: InputContainer, stream: VideoStream, index: _Index, key: int
+    file: Source, container: InputContainer, stream: VideoStream, index: _Index, key: int
 ) -> tuple[Iterator[Packet[VideoStream]], int]:
     """Packets from a keyframe at or before number `key` on, and the number before their first."""
-    container.seek(int(index.pts[key]), stream=stream)
-    packets = container.demux(stream)
+    try:
+        container.seek(int(index.pts[key]), stream=stream)
+    except failures() as exc:
+        raise _NotAsIndexedError from exc
+    packets = file.packets(container, stream)
     first = next(packets, None)
     if first is None or first.pts is None or not first.is_keyframe:
         raise _NotAsIndexedError
@@ -339,48 +423,90 @@ def _jump(
     return chain([first], packets), landed - 1
 
 
-def _frames_by_count(path: Path, numbers: Iterable[int]) -> Iterator[VideoFrame]:
-    with _opened(path) as (container, stream):
-        frames = enumerate(_decoded(container.demux(stream)))
-        for wanted in numbers:
-            yield next(frame for number, frame in frames if number == wanted)
+def _all_frames(file: Source, careful: bool) -> Iterator[VideoFrame]:
+    """Every frame that comes out of the decoder. Raises DamagedError where it fails."""
+    with file.opened() as (container, stream):
+        _decode_with(stream, file.budget.limits, careful=careful)
+        yield from _decoded(file.packets(container, stream))
 
 
-def _decoded(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+def _frames_by_count(file: Source, numbers: Iterable[int], careful: bool) -> Iterator[VideoFrame]:
+    wanted = iter(numbers)
+    following = next(wanted, None)
+    taken = marked = -_FARTHEST_REFERENCE
+    key = 0
+    for number, frame in enumerate(_all_frames(file, careful)):
+        if following is None and (frame.key_frame or number - taken > _FARTHEST_REFERENCE):
+            return
+        key = number if frame.key_frame else key
+        if frame.is_corrupt:
+            marked = number
+            if taken >= key and number - taken <= _FARTHEST_REFERENCE:
+                raise DamagedError("the decoder marks frames as damaged")
+        if number == following:
+            if marked >= key:
+                raise DamagedError("the decoder marks frames as damaged")
+            taken, following = number, next(wanted, None)
+            yield frame
+    if following is not None:
+        raise DamagedError("they are missing")
+
+
+# What is shown after a frame may be decoded before it and referred to; the standards keep no more
+# pictures than these (ITU-T H.264 and H.265, max_dec_frame_buffering).
+_FARTHEST_REFERENCE = 16
+
+
+def _decoded(
+    packets: Iterable[Packet[VideoStream]], lost: set[int] | None = None
+) -> Iterator[VideoFrame]:
+    """lost: takes the times of packets that cannot be decoded, which else raise DamagedError."""
     for packet in packets:
-        yield from packet.decode()
-
-
-def _count_frames(path: Path) -> int:
-    """Frames that come out of the decoder; av.error.FFmpegError where it fails."""
-    with _opened(path) as (container, stream):
-        total = sum(1 for _ in _decoded(container.demux(stream)))
-    if not total:
-        raise VideoError(f"no frame of {path} can be decoded", hint=_REPAIR_HINT)
-    return total
-
-
-def _decodable_frames(path: Path) -> int:
-    """Frames before the first decoding error."""
-    import av
-
-    total = 0
-    with _opened(path) as (container, stream):
         try:
-            for _ in _decoded(container.demux(stream)):
-                total += 1
-        except av.error.FFmpegError:
-            pass
+            frames = packet.decode()
+        except failures() as exc:
+            if lost is None or packet.pts is None:
+                raise DamagedError(reason(exc)) from exc
+            lost.add(packet.pts)
+        else:
+            yield from frames
+
+
+def _count_frames(file: Source, careful: bool) -> int:
+    """Frames that come out of the decoder. Raises DamagedError where it fails."""
+    total = sum(1 for _ in _all_frames(file, careful))
+    if not total:
+        raise VideoError(f"no frame of {file.path} can be decoded", hint=_REPAIR_HINT)
     return total
 
 
-def _collect(frames: Iterator[VideoFrame], count: int, convert: Convert | None) -> Frames:
+def _whole_frames(file: Source) -> int:
+    """Frames before the first damage."""
+    total = 0
+    try:
+        for frame in _all_frames(file, careful=True):
+            if frame.is_corrupt:
+                break
+            total += 1
+    except DamagedError:
+        pass
+    return total
+
+
+def _collect(
+    frames: Iterator[VideoFrame], count: int, convert: Convert | None, budget: Budget
+) -> Frames:
     to_rgb, out = _RgbConverter(), None
     for row, frame in enumerate(frames):
-        pixels = to_rgb(frame)[None]
+        budget.check_pixels(frame.width, frame.height)
+        try:
+            pixels = to_rgb(frame)[None]
+        except failures() as exc:
+            raise DamagedError(reason(exc)) from exc
         if convert is not None:
             pixels = convert(pixels)
         if out is None:
+            budget.check_memory(count * pixels.nbytes)
             out = np.empty((count, *pixels.shape[1:]), np.uint8)
         out[row] = pixels[0]
     assert out is not None
