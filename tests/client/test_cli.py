@@ -269,8 +269,8 @@ import sys, time
 from action_client import cli
 from action_runtime import video
 decoded = video._decoded
-def slowly(packets):
-    for frame in decoded(packets):
+def slowly(*arguments):
+    for frame in decoded(*arguments):
         print("decoding", file=sys.stderr, flush=True)
         time.sleep(1)
         yield frame
