@@ -54,6 +54,8 @@ def check_repository(repo: Path) -> None:
     """Raises RepositoryError for a URL: publishing renames folders, and needs a file system."""
     url = _url(repo)
     if url is None:
+        if os.path.isfile(repo):
+            raise RepositoryError(f"{repo} is a file", hint="give --triton-repo a directory")
         return
     scheme = url.partition(":")[0]
     if scheme == "file":

@@ -47,12 +47,13 @@ _PLAIN = re.compile(
     r"|decimal\.Decimal|fractions\.Fraction|uuid\.(UUID|SafeUUID)"
     r"|argparse\.Namespace|types\.SimpleNamespace"
     r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path"
-    r"|numpy\.(dtype|ndarray|bool_?|str_|bytes_|u?int(8|16|32|64)|float(16|32|64)|datetime64)"
+    r"|numpy\.(dtype|ndarray|bool_?|str_|bytes_|u?int(8|16|32|64)|float(16|32|64)|longdouble)"
+    r"|numpy\.(complex(64|128)|datetime64|timedelta64|random\._pickle\.__\w+_ctor)"
     r"|numpy\.(_?core)\.multiarray\.(scalar|_reconstruct)"
     r"|torch\.torch_version\.TorchVersion"
 )
 _DICTS = re.compile(
-    r"collections\.defaultdict|addict\.addict\.Dict"
+    r"collections\.defaultdict|addict\.addict\.Dict|easydict\.EasyDict|yacs\.config\.CfgNode"
     r"|(mmengine\.config\.config|mmcv\.utils\.config)\.ConfigDict"
 )
 _LISTS = re.compile(r"collections\.deque")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
+import addict
 import numpy as np
 import pytest
 import torch
@@ -350,13 +351,15 @@ META: dict[str, Any] = {
     "paths": [Path("work_dirs/x"), PurePosixPath("/x"), PureWindowsPath("C:/x")],
     "times": [datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc), datetime.date.max],
     "durations": [datetime.timedelta(1), datetime.time(1)],
-    "dicts": [OrderedDict(a=1), Counter("aab"), defaultdict(list, a=[1]), ConfigDict(a={"b": 1})],
+    "dicts": [OrderedDict(a=1), Counter("aab"), defaultdict(list, a=[1])],
+    "dicts of settings": [ConfigDict(a={"b": 1}), addict.Dict(a={"b": 1})],
     "configs": Config({"model": {"type": "Recognizer3D"}}),
     "sequences": [{1}, frozenset([1]), deque([1, 2]), range(3), slice(1, 2), bytearray(b"x"), b"x"],
     "settings": [argparse.Namespace(a=1), types.SimpleNamespace(a=1)],
     "exact numbers": [decimal.Decimal("0.1"), fractions.Fraction(1, 3), uuid.UUID(int=1), 1j],
     "the version of torch": torch.__version__,
     "log": HistoryBuffer([1.0], [1]),
+    "generators": [np.random.RandomState(0), np.random.default_rng(0)],
     "state of a generator": np.random.RandomState(0).get_state(),
 }
 
