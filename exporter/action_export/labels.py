@@ -63,11 +63,13 @@ def load_labels(
     if known and (differs := difference(names, known)):
         if not relabel:
             raise LabelsError(
-                f"{path} and the checkpoint's metadata name the classes otherwise: {differs}",
+                f"{path} names the classes otherwise than the checkpoint's metadata: {differs}",
                 hint="leave --labels out for the checkpoint's names; --relabel insists on the "
                 "file's",
             )
-        notes.append(f"{path} and the checkpoint's metadata name the classes otherwise: {differs}")
+        notes.append(
+            f"{path} names the classes otherwise than the checkpoint's metadata: {differs}"
+        )
     notes += _beside_published(names, published, insisted=relabel or path is not None)
     return Labels(names=names, notes=tuple(notes))
 
@@ -81,7 +83,7 @@ def difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
     mine, other = pairs[differ[0]]
     same = sorted(ours) == sorted(theirs)
     behind = "the same names in another order" if same else f"{len(differ)} of {len(pairs)} differ"
-    return f"class {differ[0]} is {mine!r} and {other!r} ({behind})"
+    return f"class {differ[0]} is {mine!r}, not {other!r} ({behind})"
 
 
 def _of_file(path: Path, classes: int) -> tuple[str, ...]:

@@ -395,7 +395,7 @@ FAILURES: list[tuple[Callable[[Attempt], None], type[ActionExportError], str]] =
     (option("--name", ".."), NameRefusedError, "--name model"),
     (option("--name", "../up"), NameRefusedError, "--name up"),
     (labels_of_the_wrong_count, LabelsError, "2 labels, the model has 10 classes"),
-    (labels_in_another_order, LabelsError, "class 0 is 'class 9' and 'class 0'"),
+    (labels_in_another_order, LabelsError, "class 0 is 'class 9', not 'class 0'"),
     (missing_labels, LabelsError, "there is no labels file"),
     (model_that_does_not_run, ConfigError, "mmaction2 cannot run the model"),
     (model_that_cannot_be_traced, TracingError, "torch cannot write"),

@@ -129,9 +129,9 @@ def test_a_file_is_taken_where_the_checkpoint_has_another_count(path: Path) -> N
 @pytest.mark.parametrize(
     ("given", "differs"),
     [
-        (NAMES[::-1], "class 0 is 'jump' and 'wave' (the same names in another order)"),
-        (("wave", "Clap", "jump"), "class 1 is 'Clap' and 'clap' (1 of 3 differ)"),
-        (("wave", "b", "c"), "class 1 is 'b' and 'clap' (2 of 3 differ)"),
+        (NAMES[::-1], "class 0 is 'jump', not 'wave' (the same names in another order)"),
+        (("wave", "Clap", "jump"), "class 1 is 'Clap', not 'clap' (1 of 3 differ)"),
+        (("wave", "b", "c"), "class 1 is 'b', not 'clap' (2 of 3 differ)"),
     ],
 )
 def test_a_file_that_differs_from_the_checkpoint_is_refused_unless_insisted(
@@ -167,7 +167,7 @@ def test_a_file_corrects_the_published_labels_with_a_note(
 def test_a_checkpoint_of_another_order_than_the_published_labels_is_refused() -> None:
     checkpoint = checkpoint_with(NAMES[::-1])
     error = refusal(ContractChangedError, lambda: load_labels(None, checkpoint, 3, published=NAMES))
-    assert "class 0 is 'jump' and 'wave' (the same names in another order)" in error.message
+    assert "class 0 is 'jump', not 'wave' (the same names in another order)" in error.message
     assert "--name" in error.hint
     assert "--relabel" in error.hint
     labels = load_labels(None, checkpoint, 3, published=NAMES, relabel=True)
