@@ -7,7 +7,7 @@ here as well, and says why beside the number in the code.
 from __future__ import annotations
 
 import pytest
-from action_export import parity, precision, proof
+from action_export import measure, precision, proof
 from action_export.families import FAMILIES, Family
 from action_export.wire import bound_of
 from action_runtime.spec import Jpeg
@@ -31,7 +31,7 @@ def test_a_gpu_may_differ_by_a_thousandth() -> None:
 
 
 def test_two_videos_are_told_apart_by_ten_bounds() -> None:
-    assert parity.MARGIN == 10
+    assert measure.MARGIN == 10
 
 
 @pytest.mark.parametrize(
