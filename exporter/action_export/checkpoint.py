@@ -96,7 +96,9 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         named = re.search(r"GLOBAL (\S+)|getattr of \([^)]*\)", str(exc))
-        raise _needs_trust(path, (named[1] or named[0] if named else first_line(exc),)) from exc
+        # else one of those that are known is more than it says, such as a dict
+        holds = (named[1] or named[0],) if named else names.known
+        raise (_needs_trust(path, holds) if holds else _broken(path, exc)) from exc
     # damaged bytes make an unpickler raise anything
     except Exception as exc:
         raise _broken(path, exc) from exc

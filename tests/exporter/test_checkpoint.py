@@ -9,6 +9,7 @@ import decimal
 import fractions
 import os
 import pickle
+import sys
 import tempfile
 import types
 import uuid
@@ -433,6 +434,18 @@ def test_what_could_run_code_is_named(
     torch.save({"state_dict": weights, "meta": stored()}, tmp_path / "w.pth")
     error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth"))
     assert named in error.message
+    assert "--trust-checkpoint" in error.hint
+
+
+def test_what_a_stand_in_cannot_stand_for_is_named(
+    weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = types.ModuleType("mmengine.settings")
+    settings.Settings = type("Settings", (dict,), {"__module__": settings.__name__})
+    monkeypatch.setitem(sys.modules, settings.__name__, settings)
+    torch.save({"state_dict": weights, "meta": settings.Settings(a=1)}, tmp_path / "w.pth")
+    error = refusal(CheckpointError, lambda: load_checkpoint(tmp_path / "w.pth"))
+    assert error.message.endswith(": mmengine.settings.Settings")
     assert "--trust-checkpoint" in error.hint
 
 
