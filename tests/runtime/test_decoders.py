@@ -228,3 +228,18 @@ def test_what_pyav_refuses_never_reaches_opencv(
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:2,\nhttp://127.0.0.1:9/part.ts\n")
     with pytest.raises(VideoError):
         ours("opencv", tmp_path / "list.m3u8", lambda total: [0])
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_damage_of_a_needed_frame_is_an_error_whatever_decodes(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    """OpenCV itself says nothing of it."""
+    how = Encoding(options=GOPS, container={"movflags": "faststart"})
+    content = bytearray(encode(tmp_path / "w.mp4", moving_shapes(60, 144, 192), how).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 600] = bytes(600)
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    assert ours(decoder, tmp_path / "damaged.mp4", lambda total: [0, 5])[0] == 60
+    with pytest.raises(VideoError, match="is damaged"):
+        ours(decoder, tmp_path / "damaged.mp4", lambda total: range(total))
