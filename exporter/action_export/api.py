@@ -201,6 +201,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
             *labels.notes,
             *(decision.note for decision in decisions),
             *_view_notes(contract),
+            *preprocess.decoder_notes(preprocessing),
             *scores_notes(model, scores, contract.classes, contract.average),
             *wire_notes(contract),
             *image_notes(

@@ -16,6 +16,7 @@ from action_runtime.spec import (
     Contract,
     ContractError,
     Crop,
+    Decoder,
     DenseSampleFrames,
     FixedResize,
     Interpolation,
@@ -35,9 +36,12 @@ from action_export.types import Layout, Modality, ViewOptions
 
 T = TypeVar("T")
 
-# Decoders by what they open. Only decord's tells the frame rate to SampleFrames.
-INITS = ("DecordInit", "PyAVInit", "OpenCVInit", "PIMSInit")
-DECODES = ("DecordDecode", "PyAVDecode", "OpenCVDecode", "PIMSDecode", "RawFrameDecode")
+# Decoders by the first part of the names of their transforms.
+_DECODERS: Mapping[str, Decoder] = {"Decord": "decord", "PyAV": "pyav", "OpenCV": "opencv"}
+INITS = tuple(f"{name}Init" for name in _DECODERS)
+DECODES = (*(f"{name}Decode" for name in _DECODERS), "RawFrameDecode")
+# Its frames depend on which PyAV its release of PIMS can open a file with.
+_PIMS = ("PIMSInit", "PIMSDecode")
 _CROPS: Mapping[str, Literal["center", "three", "ten"]] = {
     "CenterCrop": "center",
     "ThreeCrop": "three",
@@ -57,6 +61,8 @@ class Preprocessing:
 
     pipeline: the transforms with the views that are served, and with files read from the disk; the
         proof runs these through mmaction2.
+    decoder: whose frames a client takes from a video file. Of extracted frame files it is decord,
+        which gives pictures as players show them; what extracted them, no config says.
     config_views: the config's own views where they differ from the served ones.
     """
 
@@ -66,6 +72,7 @@ class Preprocessing:
     crop: Crop | None
     layout: Layout
     modality: Modality
+    decoder: Decoder
     reads_fps: bool
     config_views: Mapping[str, int | str] | None
 
@@ -98,6 +105,7 @@ class Preprocessing:
                 # a head of the user's own need not look at it
                 average="prob" if scores == "head" else average_clips(config),
                 channels=self.channels,
+                decoder=self.decoder,
                 reads_fps=self.reads_fps,
                 wire=wire,
                 scores=scores,
@@ -132,6 +140,18 @@ def derive(config: RecognizerConfig, views: ViewOptions) -> Preprocessing:
     served = steps.finish(pipeline)
     original = _views(config.pipeline)
     return replace(served, config_views=original if original != _views(pipeline) else None)
+
+
+def decoder_notes(preprocessing: Preprocessing) -> tuple[str, ...]:
+    """What a user of extracted frames must know."""
+    files = any(transform["type"] == "RawFrameDecode" for transform in preprocessing.pipeline)
+    if not files or preprocessing.modality != "RGB":
+        return ()
+    return (
+        "the config reads extracted frame files (RawFrameDecode), and a client decodes the video "
+        "itself, as decord would: what extracting changed (size, JPEG, another decoder) is in the "
+        "training and not in what is sent, and the proof cannot measure it",
+    )
 
 
 def class_count(config: RecognizerConfig) -> int:
@@ -170,7 +190,8 @@ class _Steps:
         self._resize: Resize | None = None
         self._crop: Crop | None = None
         self._layout: Layout | None = None
-        self._reads_fps = False
+        self._opened_by: str | None = None
+        self._reads_files = False
         self._decoded = False
         self._packed = False
 
@@ -190,6 +211,7 @@ class _Steps:
         readers: dict[str, Callable[[str, _Arguments], None]] = {
             **dict.fromkeys(INITS, self._read_init),
             **dict.fromkeys(DECODES, self._read_decode),
+            **dict.fromkeys(_PIMS, self._refuse_pims),
             **dict.fromkeys(_SAMPLERS, self._read_sampler),
             **dict.fromkeys(_CROPS, self._read_crop),
             "Resize": self._read_resize,
@@ -201,7 +223,7 @@ class _Steps:
 
     def _read_init(self, name: str, arguments: _Arguments) -> None:
         arguments.ignore_all()  # how bytes are fetched, and by how many threads they are decoded
-        self._reads_fps = name == "DecordInit"
+        self._opened_by = name.removesuffix("Init")
 
     def _read_decode(self, name: str, arguments: _Arguments) -> None:
         if self._sampler is None:
@@ -213,7 +235,19 @@ class _Steps:
             arguments.ignore_all()  # how the files of frames are fetched
         arguments.ignore("io_backend", "decoding_backend", "multi_thread")
         arguments.finish()
+        if name not in ("RawFrameDecode", f"{self._opened_by}Decode"):
+            opened = f"{self._opened_by}Init" if self._opened_by else "none"
+            init = name.replace("Decode", "Init")
+            raise arguments.refuse(f"reads what {init} opens, and the pipeline has {opened}")
+        self._reads_files = name == "RawFrameDecode"
         self._decoded = True
+
+    def _refuse_pims(self, name: str, arguments: _Arguments) -> None:
+        raise arguments.refuse(
+            "is of PIMS, whose frames no client here can follow",
+            hint="PIMS decodes with PyAV: where PyAVInit and PyAVDecode score as well on your test "
+            "set, put them in its place",
+        )
 
     def _read_sampler(self, name: str, arguments: _Arguments) -> None:
         if self._sampler is not None:
@@ -340,7 +374,9 @@ class _Steps:
             crop=self._crop,
             layout=self._layout,
             modality=self._config.modality,
-            reads_fps=self._reads_fps,
+            decoder="decord" if self._reads_files else _DECODERS[self._opened_by or "Decord"],
+            # only decord's tells the frame rate to SampleFrames
+            reads_fps=self._opened_by == "Decord",
             config_views=None,
         )
         self._check_layout(served.layout)
@@ -447,10 +483,11 @@ class _Arguments:
             unread = ", ".join(f"{key}={value!r}" for key, value in self._values.items())
             raise self.refuse(f"has {unread}, which has no serving equivalent")
 
-    def refuse(self, fact: str) -> UnsupportedError:
+    def refuse(self, fact: str, hint: str = "") -> UnsupportedError:
         return UnsupportedError(
             f"{self._where} {fact}",
-            hint=f"edit the config, or --cfg-options {self._key}.ARGUMENT=VALUE; "
+            hint=hint
+            or f"edit the config, or --cfg-options {self._key}.ARGUMENT=VALUE; "
             "docs/preprocessing.md lists what is served",
         )
 

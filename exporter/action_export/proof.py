@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from action_export import live, measure, openvino, parity, precision, reference, tensorrt
+from action_export import (
+    client_path,
+    live,
+    measure,
+    openvino,
+    parity,
+    precision,
+    reference,
+    tensorrt,
+)
+from action_export.client_path import ClientPath, verify_client_path
 from action_export.errors import DependencyError
 from action_export.gpu import Gpu
 from action_export.job import Job, Proved
@@ -67,11 +77,14 @@ class Proof:
         with self.steps("prove pixels") as step:
             pixels = parity.verify_pixels(references, job.contract)
             step.result = parity.summary(pixels)
+        client = self._prove_client(references)
         with self.steps("prove graph") as step:
             scores = parity.verify_graph(exact.path, distinct, job.tensors.clips, tolerance)
             step.result = parity.summary(scores)
         parity.require(pixels + scores)
-        graph, checks, engine = exact, pixels + scores, None
+        graph, checks, engine = exact, pixels + client.checks + scores, None
+        if client.rounded:
+            checks += self._prove_rounded(exact, client, references)
         if job.contract.wire is not None:
             checks += self._prove_jpeg(exact, references)
         notes: tuple[str, ...] = ()
@@ -102,6 +115,29 @@ class Proof:
             checks=checks + served.checks,
             notes=notes + served.notes,
         )
+
+    def _prove_client(self, references: tuple[Reference, ...]) -> ClientPath:
+        with self.steps("prove client") as step:
+            client = verify_client_path(references, self.job.contract)
+            said = parity.summary(client.checks).replace("client's ", "")
+            step.result = said or "takes no video files"
+        parity.require(client.checks, client_path.hint(self.job.contract))
+        return client
+
+    def _prove_rounded(
+        self, exact: Graph, client: ClientPath, references: tuple[Reference, ...]
+    ) -> tuple[Check, ...]:
+        """Of videos whose pixels the client's FFmpeg rounds otherwise than decord's."""
+        job = self.job
+        check = Check(
+            name="client's rounded frames, graph",
+            error=parity.clips_error(exact.path, client.rounded, references, job.contract),
+            bound=job.family.tolerance + client_path.ROUNDED_BOUND,
+            unit="of spread",
+            detail=f"{len(client.rounded)} videos",
+        )
+        parity.require((check,), client_path.hint(job.contract))
+        return (check,)
 
     def _prove_jpeg(self, exact: Graph, references: tuple[Reference, ...]) -> tuple[Check, ...]:
         job = self.job

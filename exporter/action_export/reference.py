@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from action_runtime.sampling import distinct
+from action_runtime import video as video_file
+from action_runtime.sampling import Plan, distinct
 from action_runtime.spec import Contract, Scores
 from action_runtime.transforms import make_clips
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from action_export.errors import ConfigError, DependencyError, VideoError, first_line
 from action_export.evaluation import Transform
@@ -186,18 +187,55 @@ def run_pipeline(
 
 
 def _from_file(preprocessing: Preprocessing) -> Iterator[Callable[[dict[str, Any]], Any]]:
-    """A pipeline of extracted frame files reads the video instead; its pixels are not compared."""
+    """A pipeline of extracted frame files reads the video instead; its pixels are not compared.
+
+    No config says what extracted them, so they are what the client would decode.
+    """
     files = any(transform["type"] == "RawFrameDecode" for transform in preprocessing.pipeline)
+    flow = preprocessing.modality == "Flow"
     if files:
         # PyAVInit, like a folder of frames, tells no frame rate
-        yield _build({"type": "PyAVInit"})
+        yield _build({"type": "PyAVInit"}) if flow else _count_frames
     for transform in preprocessing.pipeline:
         if transform["type"] != "RawFrameDecode":
             yield _build(transform)
-        elif preprocessing.modality == "RGB":
-            yield _build({"type": "PyAVDecode"})
         else:
-            yield _decode_flow
+            yield _decode_flow if flow else _decode_frames
+
+
+def _count_frames(results: dict[str, Any]) -> dict[str, Any]:
+    """What the dataset of extracted frames knows of a video, from the video."""
+    return {**results, "total_frames": _video_frames(Path(results["filename"]), [0])[0]}
+
+
+def _decode_frames(results: dict[str, Any]) -> dict[str, Any]:
+    """What RawFrameDecode puts into the results, from the video in place of frame files."""
+    numbers = np.ravel(results["frame_inds"])
+    _, frames = _video_frames(Path(results["filename"]), np.unique(numbers))
+    imgs = list(frames[np.searchsorted(np.unique(numbers), numbers)])
+    shape = imgs[0].shape[:2]
+    return {**results, "imgs": imgs, "original_shape": shape, "img_shape": shape}
+
+
+def _video_frames(path: Path, numbers: ArrayLike) -> tuple[int, NDArray[np.uint8]]:
+    """How many frames a video has, and these of them, as decord would decode them.
+
+    Raises:
+        VideoError: they cannot be decoded.
+    """
+    chosen = np.asarray(numbers, np.int32)
+    total = 0
+
+    def choose(info: video_file.VideoInfo) -> Plan:
+        nonlocal total
+        total = info.total_frames
+        return Plan(frame_numbers=chosen, frame_index=np.arange(len(chosen), dtype=np.int32))
+
+    try:
+        _, frames = video_file.read_frames(path, choose)
+    except video_file.VideoError as exc:
+        raise VideoError(exc.message, hint=exc.hint) from exc
+    return total, frames
 
 
 def _decode_flow(results: dict[str, Any]) -> dict[str, Any]:
@@ -233,12 +271,12 @@ def _apply(
     name = type(transform).__name__
     try:
         output: dict[str, Any] = transform(results)
-    except VideoError:  # of _decode_flow, which is not mmaction2's
+    except VideoError:  # of _decode_flow and _decode_frames, which are not mmaction2's
         raise
     except ImportError as exc:
         raise DependencyError(
             f"the test pipeline decodes with {name}, whose library is missing: {first_line(exc)}",
-            hint="install it, or decode with DecordInit and DecordDecode",
+            hint="install it beside the exporter (`pip install decord`, of DecordInit)",
         ) from exc
     # decoders raise errors of their own libraries, and the crops assert
     except Exception as exc:

@@ -364,7 +364,7 @@ def _check_compatible(
         raise ContractChangedError(
             f"{names.ensemble} is published in {repo} with another contract: "
             f"{', '.join(changed)} would change",
-            hint="its clients would break; publish under a new --name",
+            hint=_change_hint(before, contract, changed),
         )
 
 
@@ -375,6 +375,18 @@ def _tensors(config: Any) -> list[Any]:
     for output in unnamed.output:
         output.ClearField("label_filename")
     return [*unnamed.input, *unnamed.output]
+
+
+def _change_hint(before: Contract, contract: Contract, changed: list[str]) -> str:
+    if changed == ["decoder"] and before.decoder == "decord":
+        # An earlier action-export wrote no decoder, and what has none is decoded as decord does.
+        return (
+            f"clients take its frames as decord gives them, and the config trains on those of "
+            f"{contract.decoder}, which an earlier action-export did not look at: what is "
+            "published differs from mmaction2 where the two decoders do, and older clients know "
+            "no other; publish under a new --name"
+        )
+    return "its clients would break; publish under a new --name"
 
 
 def _runs(config: Any) -> tuple[str, str]:

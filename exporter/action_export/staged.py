@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from action_runtime.spec import PARAMETER, Contract
+from action_runtime.wire import shrink
 from numpy.typing import NDArray
 
 from action_export.errors import ParityError, ServeError
@@ -45,6 +46,12 @@ class Staged:
         if self.contract.wire is None:
             return reference.frames
         return pack_as_stated(reference.frames, self.contract)
+
+    def shrunk_frames_of(self, reference: Reference) -> NDArray[Any]:
+        """What a client sends, which decodes the video as mmaction2 does (`client_path`)."""
+        if self.contract.wire is None:
+            return shrink(reference.frames, self.contract.resize)
+        return self.frames_of(reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

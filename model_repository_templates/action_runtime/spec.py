@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 SCHEMA = 1
 PARAMETER = "serving_contract"
@@ -19,6 +19,10 @@ PARAMETER = "serving_contract"
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos"]
 Scores = Literal["config", "head", "sigmoid"]
+
+
+Decoder = Literal["decord", "pyav", "opencv"]
+"""Whose frames of a video file the model was trained on."""
 
 
 class ContractError(ValueError):
@@ -142,6 +146,8 @@ class Jpeg:
 class Contract:
     """How a video becomes the `clips` of the recognizer, and what its `scores` mean.
 
+    decoder: what gave mmaction2 the frames of a video file. Decord is not written, as all contracts
+        were before there was a choice; a client that knows no other refuses the others by name.
     reads_fps: the config's decoder tells SampleFrames the frame rate (only decord does in
         mmaction2); where it is False, target_fps has no effect on the sampled positions.
     average: what is averaged over the views, softmax probabilities or raw scores.
@@ -161,6 +167,7 @@ class Contract:
     classes: int
     average: Literal["prob", "score"]
     channels: int = 3
+    decoder: Decoder = "decord"
     reads_fps: bool = True
     wire: Jpeg | None = None
     scores: Scores = "config"
@@ -177,6 +184,11 @@ class Contract:
             raise ContractError(f"JPEG holds frames of 3 channels, not {self.channels}")
         if self.scores not in ("config", "head", "sigmoid"):
             raise ContractError(f"scores are {self.scores!r}, which this code does not know")
+        if self.decoder not in get_args(Decoder):
+            raise ContractError(
+                f"the frames of the model are decoded by {self.decoder!r}, which this version does "
+                "not follow; install the action-export version that wrote the model repository"
+            )
 
     @property
     def takes_flow(self) -> bool:
@@ -254,7 +266,7 @@ class Contract:
             raise ContractError(f"the serving contract is incomplete: {exc}") from exc
 
 
-_LATER: Mapping[str, Any] = {"wire": None, "scores": "config"}
+_LATER: Mapping[str, Any] = {"wire": None, "scores": "config", "decoder": "decord"}
 """Fields that came after the first contracts, and the value at which they are left out, so that a
 contract that needs none of them is the same text for every client."""
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Convert = Callable[[Frames], Frames]
+ToRgb = Callable[["VideoFrame"], Frames]
 
 # A jump can't be checked against what it jumps over, so every packet must be known to be a frame.
 # These formats store a presentation time with each packet and an index of keyframes: FFmpeg makes
@@ -67,11 +68,11 @@ class VideoInfo:
     fps: float | None
 
 
+Choose = Callable[[VideoInfo], Plan]
+
+
 def read_frames(
-    path: Path,
-    choose: Callable[[VideoInfo], Plan],
-    convert: Convert | None = None,
-    limits: Limits = DEFAULT,
+    path: Path, choose: Choose, convert: Convert | None = None, limits: Limits = DEFAULT
 ) -> tuple[Plan, Frames]:
     """Decodes only up to the last frame of the plan, and keeps only the frames of the plan.
 
@@ -90,23 +91,81 @@ def read_frames(
         VideoLimitError: beyond the limits.
     """
     with source(path, limits) as file:
-        info, index = _scan(file)
-        try:
-            return _read(file, info, index, choose, convert)
-        except DamagedError as exc:
-            raise VideoError(
-                f"{path} is damaged: {_whole_frames(file)} of its {info.total_frames} frames can "
-                f"be decoded, and later ones are needed ({exc})",
-                hint=_REPAIR_HINT,
-            ) from exc
+        return read_source(file, choose, convert)
+
+
+def read_source(
+    file: Source, choose: Choose, convert: Convert | None = None, to_rgb: ToRgb | None = None
+) -> tuple[Plan, Frames]:
+    """As `read_frames`, of a file that is open.
+
+    to_rgb: a decoded picture as uint8 RGB [H, W, 3]; None does it as decord.
+    """
+    info, index = _scan(file)
+
+    def collect(found: Iterator[VideoFrame], plan: Plan) -> Frames:
+        pictures = _rgb(found, to_rgb or _RgbConverter(), file.budget)
+        return collect_frames(pictures, len(plan.frame_numbers), convert, file.budget)
+
+    try:
+        return _read(file, info, index, choose, collect)
+    except DamagedError as exc:
+        raise VideoError(
+            f"{file.path} is damaged: {_whole_frames(file)} of its {info.total_frames} frames can "
+            f"be decoded, and later ones are needed ({exc})",
+            hint=_REPAIR_HINT,
+        ) from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Header:
+    """What a container says of its pictures before any is decoded.
+
+    announced: its count of them; 0 where it has none. bits: of one sample of a picture's pixels.
+    is_first: the best video stream, which is read here, is also the first one.
+    as_decord: the pixels are decord's to the byte. They are not where FFmpeg 4.1, which decord is
+        built on, rounds otherwise: MPEG-4 and its kin in dequantisation, and swscale where it
+        interpolates rows of chroma (4:2:0 of more than 8 bits, or of odd height).
+    seconds: when each frame is shown, ascending from 0, where frames can be found by that; else
+        None.
+    """
+
+    announced: int
+    bits: int
+    is_first: bool
+    as_decord: bool
+    seconds: NDArray[np.float64] | None
+
+
+_MPEG4_AND_KIN = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "wmv1", "wmv2")
+
+
+def examine(file: Source) -> Header:
+    """Raises VideoError and VideoLimitError as `read_frames` does."""
+    _, index = _scan(file)
+    with file.opened() as (container, stream):
+        seconds = None
+        if index is not None and index.seekable and stream.time_base is not None:
+            seconds = (index.pts - index.pts[0]) * float(stream.time_base)
+        picture = stream.format
+        bits = max((part.bits for part in picture.components), default=8) if picture else 8
+        halved = picture is not None and picture.chroma_height(16) < 16
+        return Header(
+            announced=stream.frames,
+            bits=bits,
+            is_first=stream.index == container.streams.video[0].index,
+            as_decord=stream.codec.canonical_name not in _MPEG4_AND_KIN
+            and not (halved and (bits > 8 or stream.height % 2)),
+            seconds=seconds,
+        )
 
 
 def _read(
     file: Source,
     info: VideoInfo,
     index: _Index | None,
-    choose: Callable[[VideoInfo], Plan],
-    convert: Convert | None,
+    choose: Choose,
+    collect: Callable[[Iterator[VideoFrame], Plan], Frames],
 ) -> tuple[Plan, Frames]:
     """DamagedError where frames that are needed are not whole."""
     if index is not None:
@@ -114,11 +173,8 @@ def _read(
         for thrifty in (True, False) if index.seekable else (False,):
             try:
                 return plan, _with_care(
-                    lambda careful, thrifty=thrifty: _collect(  # type: ignore[misc]
-                        _frames_by_index(file, index, plan.frame_numbers, thrifty, careful),
-                        len(plan.frame_numbers),
-                        convert,
-                        file.budget,
+                    lambda careful, thrifty=thrifty: collect(  # type: ignore[misc]
+                        _frames_by_index(file, index, plan.frame_numbers, thrifty, careful), plan
                     )
                 )
             except _NotAsIndexedError:
@@ -128,12 +184,7 @@ def _read(
         raise DamagedError(f"{info.total_frames - total} pictures are missing")
     plan = choose(replace(info, total_frames=total))
     return plan, _with_care(
-        lambda careful: _collect(
-            _frames_by_count(file, plan.frame_numbers, careful),
-            len(plan.frame_numbers),
-            convert,
-            file.budget,
-        )
+        lambda careful: collect(_frames_by_count(file, plan.frame_numbers, careful), plan)
     )
 
 
@@ -493,18 +544,24 @@ def _whole_frames(file: Source) -> int:
     return total
 
 
-def _collect(
-    frames: Iterator[VideoFrame], count: int, convert: Convert | None, budget: Budget
-) -> Frames:
-    to_rgb, out = _RgbConverter(), None
+def _rgb(
+    frames: Iterator[VideoFrame], to_rgb: ToRgb, budget: Budget
+) -> Iterator[tuple[int, Frames]]:
     for row, frame in enumerate(frames):
         budget.check_pixels(frame.width, frame.height)
         try:
-            pixels = to_rgb(frame)[None]
+            yield row, to_rgb(frame)
         except failures() as exc:
             raise DamagedError(reason(exc)) from exc
-        if convert is not None:
-            pixels = convert(pixels)
+
+
+def collect_frames(
+    pictures: Iterable[tuple[int, Frames]], count: int, convert: Convert | None, budget: Budget
+) -> Frames:
+    """RGB pictures [H, W, 3] by their rows, converted: [count, h, w, 3]."""
+    out = None
+    for row, picture in pictures:
+        pixels = picture[None] if convert is None else convert(picture[None])
         if out is None:
             budget.check_memory(count * pixels.nbytes)
             out = np.empty((count, *pixels.shape[1:]), np.uint8)

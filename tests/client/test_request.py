@@ -14,7 +14,7 @@ from action_client import DependencyError, InvalidRequestError, _request, plan
 from action_client._types import SampledFrames
 from action_runtime import jpeg, sampling, transforms
 from action_runtime.spec import Contract, Jpeg, KeepRatioResize, SampleFrames
-from support.encode import moving_shapes
+from support.encode import encode, moving_shapes
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
@@ -215,6 +215,16 @@ def test_without_opencv_a_model_of_jpeg_is_refused_before_anything_is_decoded(
     with pytest.raises(DependencyError, match="frames as JPEG, and OpenCV") as caught:
         _request.prepare(lambda _: pytest.fail("was decoded"), lossy, "moves")
     assert 'pip install "action-export[fast]"' in caught.value.hint
+
+
+def test_without_opencv_a_model_of_its_frames_is_refused_with_what_to_install(
+    contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = encode(tmp_path / "clip.mp4", moving_shapes(9))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DependencyError, match="frames that OpenCV decodes") as caught:
+        _request.sample_file(clip, dataclasses.replace(contract, decoder="opencv"))
+    assert "action-export[fast]" in caught.value.hint
 
 
 def test_a_request_beyond_two_gib_is_refused_before_it_is_copied(contract: Contract) -> None:

@@ -196,7 +196,6 @@ DECODERS = {
     "decord": ("DecordInit", "DecordDecode"),
     "pyav": ("PyAVInit", "PyAVDecode"),
     "opencv": ("OpenCVInit", "OpenCVDecode"),
-    "pims": ("PIMSInit", "PIMSDecode"),
     "frames": (None, "RawFrameDecode"),
 }
 
@@ -208,6 +207,32 @@ def test_every_decoder_is_accepted_and_only_decord_tells_the_frame_rate(decoder:
     decoded = dict(type=decode, io_backend="disk")
     pipeline = [*start, PIPELINE_3D[SAMPLE], decoded, *PIPELINE_3D[RESIZE:]]
     assert derived(pipeline).reads_fps == (decoder == "decord")
+    assert derived(pipeline).decoder == ("decord" if decoder == "frames" else decoder)
+
+
+def test_pims_is_refused_because_no_client_can_follow_it() -> None:
+    pipeline = [dict(type="PIMSInit"), *PIPELINE_3D[SAMPLE:]]
+    with pytest.raises(
+        UnsupportedError, match=r"test_pipeline\[0\], PIMSInit, .* no client"
+    ) as caught:
+        derived(pipeline)
+    assert "PyAVInit" in caught.value.hint
+
+
+@pytest.mark.parametrize("init", [None, "PyAVInit"])
+def test_a_decoder_without_its_own_opener_is_refused(init: str | None) -> None:
+    start = [dict(type=init)] if init else []
+    told = f"DecordDecode, reads what DecordInit opens, and the pipeline has {init or 'none'}"
+    with pytest.raises(UnsupportedError, match=told):
+        derived([*start, *PIPELINE_3D[SAMPLE:]])
+
+
+def test_a_config_of_frame_files_is_told_that_the_client_decodes() -> None:
+    files = [PIPELINE_3D[SAMPLE], dict(type="RawFrameDecode"), *PIPELINE_3D[RESIZE:]]
+    (note,) = preprocess.decoder_notes(derived(files))
+    assert "RawFrameDecode" in note
+    assert "decord" in note
+    assert not preprocess.decoder_notes(derived(PIPELINE_3D))
 
 
 PETREL = dict(io_backend="petrel", path_mapping={"data/": "s3://bucket/"}, enable_mc=True)
@@ -232,7 +257,7 @@ def test_the_frame_rate_is_read_where_mmaction2_reads_it(init: str) -> None:
 
     results = TRANSFORMS.build(dict(type=init))({"filename": str(VIDEOS[1])})
     pipeline = deepcopy(PIPELINE_3D)
-    pipeline[INIT] = dict(type=init)
+    pipeline[INIT], pipeline[DECODE] = dict(type=init), dict(type=init.replace("Init", "Decode"))
     assert derived(pipeline).reads_fps == ("avg_fps" in results)
 
 

@@ -363,6 +363,7 @@ def test_a_version_that_triton_would_not_serve_is_refused(tmp_path: Path, versio
         (dict(average="score"), "average"),
         (dict(reads_fps=False), "reads_fps"),
         (dict(channels=1), "channels"),
+        (dict(decoder="pyav", reads_fps=False), "decoder, reads_fps"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -373,6 +374,17 @@ def test_a_changed_contract_is_refused_and_says_the_fix(
     publish_one(repo)
     with pytest.raises(ContractChangedError, match=f"another contract: .*{named}") as caught:
         planned(repo, replace(CONTRACT, **change))
+    assert "--name" in caught.value.hint
+
+
+def test_a_decoder_that_earlier_code_did_not_write_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    repo = tmp_path / "repo"
+    publish_one(repo, replace(CONTRACT, reads_fps=False))  # what PyAVInit came to then
+    with pytest.raises(ContractChangedError, match="another contract: decoder would") as caught:
+        planned(repo, replace(CONTRACT, reads_fps=False, decoder="pyav"))
+    assert "an earlier action-export did not look at" in caught.value.hint
     assert "--name" in caught.value.hint
 
 

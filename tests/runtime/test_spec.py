@@ -161,6 +161,23 @@ def test_jpeg_of_optical_flow_is_refused() -> None:
         _contract(channels=2, wire=Jpeg())
 
 
+@pytest.mark.parametrize("decoder", ["pyav", "opencv"])
+def test_a_decoder_other_than_decord_is_a_field_that_older_clients_refuse_by_name(
+    decoder: Any,
+) -> None:
+    other = _contract(decoder=decoder, reads_fps=False)
+    fields = json.loads(other.to_json())
+    assert fields.pop("decoder") == decoder
+    assert fields == _plain() | {"reads_fps": False}
+    assert Contract.from_json(other.to_json()) == other
+
+
+def test_a_decoder_that_this_code_does_not_know_is_refused_by_name() -> None:
+    text = json.dumps(_plain() | {"decoder": "pims"})
+    with pytest.raises(ContractError, match=r"decoded by 'pims', .* install the action-export"):
+        Contract.from_json(text)
+
+
 def _without(field: str) -> dict[str, Any]:
     return {key: value for key, value in _plain().items() if key != field}
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from action_runtime import jpeg, sampling, transforms, video, wire
+from action_runtime import jpeg, sampled, transforms, video, wire
 from action_runtime.sampling import Plan
-from action_runtime.spec import Contract, Resize, SampleFrames
+from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
 from ._errors import DependencyError, InvalidRequestError, VideoError
@@ -32,30 +33,25 @@ def plan(total_frames: int, fps: float | None, contract: Contract) -> Plan:
     Raises:
         InvalidRequestError: no frames, or a frame rate that is needed and missing or no number.
     """
-    sampler = contract.sampler
-    rate = fps if contract.reads_fps else None
-    if isinstance(sampler, SampleFrames) and sampler.target_fps and contract.reads_fps and not fps:
-        raise InvalidRequestError(
-            f"the model samples at {sampler.target_fps:g} frames per second, and the frame rate of "
-            "the video is unknown",
-            hint="pass fps=, the frames per second of the video",
-        )
-    try:
-        numbers = sampling.sample(total_frames, rate, sampler)
-    except ValueError as exc:
-        raise InvalidRequestError(str(exc), hint="pass the length of the video in frames") from exc
-    frame_numbers, frame_index = sampling.distinct(numbers)
-    return Plan(frame_numbers=frame_numbers, frame_index=frame_index)
+    with _typed():
+        return sampled.plan(total_frames, fps, contract)
 
 
 def require_rgb(contract: Contract) -> None:
     """Raises InvalidRequestError unless the frames of a video file are what the model takes."""
-    if contract.takes_flow:
-        raise InvalidRequestError(
-            f"the model takes optical flow, {contract.channels} channels; a video file has none",
-            hint="compute it, and call classify_frames or classify_sampled of the Python client "
-            f"with uint8 [F, H, W, {contract.channels}]",
-        )
+    with _typed():
+        sampled.require_rgb(contract)
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    """Errors of the runtime, which knows no client, as the client's own."""
+    try:
+        yield
+    except video.VideoError as exc:
+        raise VideoError(exc.message, hint=exc.hint) from exc
+    except sampled.SamplingError as exc:
+        raise InvalidRequestError(exc.message, hint=exc.hint) from exc
 
 
 def require_codec(contract: Contract) -> None:
@@ -81,38 +77,37 @@ def prepare(
     """
     require_codec(contract)
     started = time.perf_counter()
-    sampled = sample(contract)
+    sent = sample(contract)
     ready = time.perf_counter()
-    message, size = encode(sampled, contract, model, version)
+    message, size = encode(sent, contract, model, version)
     return Request(
         message=message,
-        decode_ms=(ready - started) * 1e3 - sampled.resize_ms,
-        resize_ms=sampled.resize_ms,
+        decode_ms=(ready - started) * 1e3 - sent.resize_ms,
+        resize_ms=sent.resize_ms,
         encode_ms=(time.perf_counter() - ready) * 1e3,
         wire_bytes=size,
     )
 
 
 def sample_file(path: Path, contract: Contract) -> SampledFrames:
-    """Raises VideoError, and InvalidRequestError where `require_rgb` and `plan` do."""
-    require_rgb(contract)
-    resizer = _Resizer(contract.resize)
+    """Raises VideoError, InvalidRequestError where `require_rgb` and `plan` do, and DependencyError
+    where the model's decoder is missing.
+    """
     try:
-        chosen, frames = video.read_frames(
-            path, lambda info: plan(info.total_frames, info.fps, contract), resizer
-        )
-    except video.VideoError as exc:
-        raise VideoError(exc.message, hint=exc.hint) from exc
-    return SampledFrames(
-        frames=frames, frame_index=chosen.frame_index, resize_ms=resizer.spent_s * 1e3
-    )
+        with _typed():
+            return sampled.sample_file(path, contract)
+    except transforms.OpenCVMissingError as exc:
+        raise DependencyError(
+            "the model was trained on frames that OpenCV decodes, and OpenCV is not installed",
+            hint='pip install "action-export[fast]"',
+        ) from exc
 
 
 def sample_frames(frames: NDArray[Any], fps: float | None, contract: Contract) -> SampledFrames:
     """From all frames of a video, in order. Raises InvalidRequestError."""
     checked = _check_frames(frames, contract)
     chosen = plan(len(checked), fps, contract)
-    return _resized(checked[chosen.frame_numbers], chosen.frame_index, contract)
+    return sampled.shrunk(checked[chosen.frame_numbers], chosen.frame_index, contract)
 
 
 def take_sampled(
@@ -133,33 +128,10 @@ def take_sampled(
             "frames, counted from 0",
             hint="send the frames of plan().frame_numbers, each once and in that order",
         )
-    return _resized(checked, index.astype(np.int32), contract)
+    return sampled.shrunk(checked, index.astype(np.int32), contract)
 
 
-def _resized(frames: Frames, frame_index: NDArray[np.int32], contract: Contract) -> SampledFrames:
-    resizer = _Resizer(contract.resize)
-    return SampledFrames(
-        frames=resizer(frames), frame_index=frame_index, resize_ms=resizer.spent_s * 1e3
-    )
-
-
-class _Resizer:
-    """`wire.shrink`, and the seconds that its calls took."""
-
-    def __init__(self, resize: Resize | None) -> None:
-        self._resize = resize
-        self.spent_s = 0.0
-
-    def __call__(self, frames: Frames) -> Frames:
-        started = time.perf_counter()
-        small = wire.shrink(frames, self._resize)
-        self.spent_s += time.perf_counter() - started
-        return small
-
-
-def encode(
-    sampled: SampledFrames, contract: Contract, model: str, version: str
-) -> tuple[bytes, int]:
+def encode(sent: SampledFrames, contract: Contract, model: str, version: str) -> tuple[bytes, int]:
     """A serialised ModelInferRequest for a published model, and the bytes of its tensors.
 
     Raises:
@@ -167,11 +139,11 @@ def encode(
     """
     from tritonclient.grpc import service_pb2
 
-    frames, index = wire.pack(sampled.frames, contract), sampled.frame_index
+    frames, index = wire.pack(sent.frames, contract), sent.frame_index
     contents = (_content(frames), _content(index))
     sizes = [sum(part.nbytes for part in content) for content in contents]
     if sum(sizes) + _ENVELOPE > _LARGEST_MESSAGE:
-        count, height, width = sampled.frames.shape[:3]
+        count, height, width = sent.frames.shape[:3]
         raise InvalidRequestError(
             f"{count} frames of {width}x{height} are {sum(sizes) / 2**30:.2f} GiB, and a gRPC "
             "message holds less than 2 GiB",

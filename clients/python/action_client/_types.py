@@ -5,22 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from action_runtime.sampled import SampledFrames as SampledFrames
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 """Pixels [F, H, W, C]: RGB, or x and y of optical flow."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SampledFrames:
-    """What is sent: the distinct frames, uint8 [F, H, W, C], and the int32 index into them.
-
-    resize_ms: what resizing took of the time in which they were made.
-    """
-
-    frames: Frames
-    frame_index: NDArray[np.int32]
-    resize_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
