@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,6 +209,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
                 contract,
                 shlex.quote(f"{plan.repo}/{plan.names.preprocess}/{plan.version}/{DOCKERFILE}"),
             ),
+            *precision.precision_notes(request.precision),
             *_tensorrt_notes(request),
             *_openvino_notes(request),
         ),
@@ -291,7 +293,7 @@ def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Referen
     What JPEG costs depends on the video, so there all of the bundled clips are run.
     """
     every = job.request.videos or job.contract.wire is not None
-    videos = job.request.videos or example.CLIPS
+    videos = sorted(job.request.videos or example.CLIPS, key=_is_calibration(job.request))
     references: list[Reference] = []
     with steps("run mmaction2") as step:
         for video in videos:
@@ -306,6 +308,12 @@ def _references(job: Job, model: torch.nn.Module, steps: Steps) -> tuple[Referen
         measure.require_distinguishable(tuple(references), job.family.tolerance)
         step.result = f"{len(references)} videos"
     return tuple(references)
+
+
+def _is_calibration(request: ExportRequest) -> Callable[[Path], bool]:
+    """Scales of int8 suit the videos that they were measured on: others tell more."""
+    measured = {video.resolve() for video in request.calibration}
+    return lambda video: video.resolve() in measured
 
 
 def _builder_for(request: ExportRequest) -> Builder | None:

@@ -7,14 +7,13 @@ ModelOpt (0.47) needs older releases of onnx and onnxruntime than the exporter d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from action_export.dependencies import import_onnxruntime
 from action_export.errors import (
@@ -24,9 +23,11 @@ from action_export.errors import (
     UnsupportedError,
     first_line,
 )
+from action_export.int8 import QUANTISED, int8
 from action_export.onnx_file import module_of
 from action_export.tracing import Graph, quiet
 from action_export.types import Check, Precision, Reduced
+from action_export.watch import Clips, float_outputs, last_first, watch
 
 # The operators that stay in float32: sums over many values, and what is exponential in them.
 _FLOAT32 = (
@@ -57,9 +58,6 @@ BOUNDS: Mapping[Precision, float] = MappingProxyType(
 )
 """Bounds of the proof for scores, as a share of the reference's spread over the classes."""
 
-Clips = NDArray[np.uint8]
-"""[rows, views, clip_len, h, w, channels]"""
-
 
 def check_calibration(precision: Precision, videos: Sequence[Path]) -> None:
     """Raises UnsupportedError for int8 without videos, and for videos without int8."""
@@ -74,17 +72,30 @@ def check_calibration(precision: Precision, videos: Sequence[Path]) -> None:
         )
 
 
+def precision_notes(precision: Precision) -> tuple[str, ...]:
+    """What the proof of a precision cannot tell."""
+    if precision != "int8":
+        return ()
+    return (
+        "int8 is proved on the proof's videos and with the ONNX Runtime of this machine: another "
+        "release rounds otherwise, and kinds of video that no scale was measured on lose more than "
+        "others, which docs/tensorrt.md puts into figures",
+    )
+
+
 def reduced(
-    exact: Graph, path: Path, precision: Reduced, clips: Iterable[Clips]
+    exact: Graph, path: Path, precision: Reduced, clips: Iterable[Clips], count: int
 ) -> tuple[Graph, int]:
     """Writes the float32 graph `exact` in another precision to `path`.
 
     clips: of int8, those that its scales are measured on; of fp16, those whose values must fit.
-    Returns with the graph how many of its layers had to stay in float32 for their values.
+    count: how many they are. Returns with the graph how many of its layers had to stay in float32
+    for their values.
 
     Raises:
         UnsupportedError: the graph is too large for the converters.
         TracingError: a converter fails on it.
+        ParityError: the scales of int8 are not those of all the clips.
     """
     import onnx
 
@@ -97,7 +108,7 @@ def reduced(
     try:
         with quiet():  # ONNX Runtime's converters advise what torch's exporter has done
             if precision == "int8":
-                int8(exact.path, path, clips)
+                int8(exact.path, path, clips, count)
             else:
                 kept = half(exact.path, path, clips)
     except ActionExportError:  # a video that cannot be read
@@ -249,83 +260,16 @@ def _large(model: Any, clips: Iterable[Clips]) -> tuple[str, ...]:
     """Names of the nodes that give or take values beyond _LARGEST for one of the clips."""
     from onnx import helper
 
-    floats = _last_first(model, _float_outputs(model))
+    floats = last_first(model, float_outputs(model))
     extra = []
     for name in floats:
         # the largest magnitude alone leaves the graph, so that no activation is kept
         extra.append(helper.make_node("Abs", [name], [f"{name}/abs"]))
         extra.append(helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0))
-    run = _watch(model, [f"{name}/max" for name in floats], extra)
+    run = watch(model, [f"{name}/max" for name in floats], extra)
     largest = np.max([run(rows) for rows in clips], axis=0)
     large = {name for name, value in zip(floats, largest, strict=True) if value > _LARGEST}
     return tuple(node.name for node in model.graph.node if large & {*node.input, *node.output})
-
-
-def int8(graph: Path, path: Path, clips: Iterable[Clips]) -> None:
-    """Writes `graph` with QuantizeLinear and DequantizeLinear around its convolutions and products.
-
-    Scales are symmetric, because TensorRT has no zero points: one for each output channel of a
-    weight, one for each activation, from the range that it takes over `clips`. The first and the
-    last layer of each path stay in float32, and so do biases.
-    """
-    import onnx
-
-    import_onnxruntime()
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-    model = onnx.load(str(graph), load_external_data=False)
-    quantize_static(
-        str(graph),
-        str(path),
-        _Reader(model.graph.input[0].name, clips),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(_QUANTISED),
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=_outermost(model.graph),
-        extra_options={
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            # TensorRT reads no int32 in DequantizeLinear
-            "QuantizeBias": False,
-        },
-    )
-
-
-_QUANTISED = ("Conv", "MatMul", "Gemm")
-
-
-def _outermost(graph: Any) -> list[str]:
-    """The layers before which there is none, and those after which there is none.
-
-    A network of several paths, such as SlowFast, has several first ones.
-    """
-    after_a_layer, first = set[str](), []
-    for node in graph.node:
-        if not after_a_layer.isdisjoint(node.input):
-            after_a_layer.update(node.output)
-        elif node.op_type in _QUANTISED:
-            first.append(node.name)
-            after_a_layer.update(node.output)
-    before_a_layer, last = set[str](), []
-    for node in reversed(graph.node):
-        if not before_a_layer.isdisjoint(node.output):
-            before_a_layer.update(node.input)
-        elif node.op_type in _QUANTISED:
-            last.append(node.name)
-            before_a_layer.update(node.input)
-    return [*first, *last]
-
-
-class _Reader:
-    """ONNX Runtime's CalibrationDataReader: one feed a call, then None."""
-
-    def __init__(self, name: str, clips: Iterable[Clips]) -> None:
-        self._feeds = ({name: rows} for rows in clips)
-
-    def get_next(self) -> dict[str, Clips] | None:
-        return next(self._feeds, None)
 
 
 def worst_layers(
@@ -340,9 +284,9 @@ def worst_layers(
     import onnx
 
     model = onnx.load(str(exact))
-    layers = [node for node in model.graph.node if node.op_type in _QUANTISED]
+    layers = [node for node in model.graph.node if node.op_type in QUANTISED]
     watched = {name for node in layers for name in (*node.input, node.output[0])}
-    errors = _errors(model, onnx.load(str(reduced)), watched & _float_outputs(model), clips)
+    errors = _errors(model, onnx.load(str(reduced)), watched & float_outputs(model), clips)
     own: dict[str, float] = {}
     for node in layers:
         before = max((errors.get(name, 0.0) for name in node.input), default=0.0)
@@ -361,7 +305,7 @@ def _errors(exact: Any, reduced: Any, names: set[str], clips: Clips) -> dict[str
     from onnx import ModelProto, TensorProto, compose, helper
 
     both_have = names & {name for node in reduced.graph.node for name in node.output}
-    kept = _last_first(exact, both_have)
+    kept = last_first(exact, both_have)
     beside = compose.add_prefix(reduced, "reduced/", rename_inputs=False)
     both = ModelProto()
     both.CopyFrom(exact)
@@ -379,57 +323,7 @@ def _errors(exact: Any, reduced: Any, names: set[str], clips: Clips) -> dict[str
             helper.make_node("ReduceSumSquare", [name], [whole], keepdims=0),
         ]
     sums = [f"{name}/{part}" for part in ("lost", "whole") for name in kept]
-    squares = np.array(_watch(both, sums, extra)(clips), np.float64).reshape(2, -1)
+    squares = np.array(watch(both, sums, extra)(clips), np.float64).reshape(2, -1)
     errors = np.sqrt(squares[0] / (squares[1] + 1e-30))
     # what overflows is infinitely wrong
     return dict(zip(kept, np.nan_to_num(errors, nan=np.inf, posinf=np.inf), strict=True))
-
-
-def _float_outputs(model: Any) -> set[str]:
-    """The tensors of float32 that the nodes give, the model's own outputs left out."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name
-        for value in inferred.value_info
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-
-
-def _last_first(model: Any, names: set[str]) -> list[str]:
-    """In the order in which nodes must look at these tensors, so that few are held at once.
-
-    ONNX Runtime orders its work by walking back from the last node of a file. That one must look at
-    the first tensor, or all tensors are computed before any is looked at (MViT: 5 GB, not 1.1).
-    """
-    outputs = [name for node in model.graph.node for name in node.output if name in names]
-    return outputs[::-1]
-
-
-def _watch(
-    model: Any, names: Sequence[str], extra: Sequence[Any] = ()
-) -> Callable[[Clips], list[NDArray[Any]]]:
-    """Runs the model, with `extra` nodes, for the tensors of these names instead of its outputs."""
-    import onnx
-
-    onnxruntime = import_onnxruntime()
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    watched.graph.node.extend(extra)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    with TemporaryDirectory() as folder:
-        # not from memory: protobuf has a limit, which two models may exceed where one does not
-        path = Path(folder) / "watched.onnx"
-        onnx.save(watched, str(path), save_as_external_data=True)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    source = session.get_inputs()[0].name
-
-    def run(clips: Clips) -> list[NDArray[Any]]:
-        values: list[NDArray[Any]] = session.run(list(names), {source: clips})
-        return values
-
-    return run

@@ -36,6 +36,11 @@ _NO_BF16 = (
     "computes in bf16 is not proved"
 )
 
+_SEEN = (
+    "int8 was proved on videos that its scales were measured on, which lose least: --videos names "
+    "others"
+)
+
 # what NVIDIA's driver puts there, on Linux and in WSL
 _NVIDIA = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
@@ -89,13 +94,16 @@ class Proof:
             checks += self._prove_jpeg(exact, references)
         notes: tuple[str, ...] = ()
         kind = job.request.precision
+        if kind == "int8":
+            distinct, notes = self._unseen(distinct)
         if kind != "fp32":
             distinct = measure.farthest_apart(distinct, job.bound)
         if kind == "fp16" or kind == "int8":
             graph, reduced = self._reduce(kind, exact, distinct)
             checks += reduced
         if job.runtime.openvino:
-            graph, ran, notes = self._openvino(exact, references)
+            graph, ran, told = self._openvino(exact, references)
+            notes += told
             openvino.require(ran)
             checks += ran
         if self.builder is not None:
@@ -149,6 +157,14 @@ class Proof:
         parity.require((check,), LOSSY_HINT)
         return (check,)
 
+    def _unseen(
+        self, references: tuple[Reference, ...]
+    ) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
+        """Those that no scale of int8 was measured on, where two are; scales suit the others."""
+        measured = {video.resolve() for video in self.job.request.calibration}
+        unseen = tuple(row for row in references if row.video.resolve() not in measured)
+        return (unseen, ()) if len(unseen) > 1 else (references, (_SEEN,))
+
     def _reduce(
         self, kind: Reduced, exact: Graph, references: tuple[Reference, ...]
     ) -> tuple[Graph, tuple[Check, ...]]:
@@ -160,7 +176,9 @@ class Proof:
                 if videos
                 else (row.clips for row in references)
             )
-            graph, kept = precision.reduced(exact, job.graph_path(self.stage, kind), kind, clips)
+            count = len(videos or references)
+            path = job.graph_path(self.stage, kind)
+            graph, kept = precision.reduced(exact, path, kind, clips, count)
             step.result = f"{kind}, {graph.nodes} nodes"
             step.result += f", {kept} kept in float32" if kept else ""
         with self.steps("prove precision") as step:

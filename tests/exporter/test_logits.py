@@ -73,7 +73,7 @@ def test_a_reduced_graph_has_them_too(tiny: Tiny, tmp_path: Path, kind: Any) -> 
     exact = traced(tiny, tmp_path / "model.onnx")
     rows = references(tiny)
     clips = [row.clips for row in rows]
-    graph, _ = precision.reduced(exact, tmp_path / "reduced.onnx", kind, clips)
+    graph, _ = precision.reduced(exact, tmp_path / "reduced.onnx", kind, clips, len(clips))
     if kind == "fp16":
         graph = precision.rounding_twin(graph, tmp_path / "rounding.onnx")
     for row in rows:

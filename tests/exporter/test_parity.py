@@ -18,7 +18,8 @@ from action_export.graph import serving_module
 from action_export.reference import Reference, run_mmaction
 from action_export.tracing import onnx_from_module
 from action_export.types import Check
-from action_runtime.spec import Contract, Crop, KeepRatioResize, SampleFrames
+from action_runtime import interpolation, transforms
+from action_runtime.spec import Contract, Crop, Jpeg, KeepRatioResize, SampleFrames
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx import helper as oh
@@ -413,10 +414,42 @@ def test_a_file_that_does_not_load_is_one_line(
 
 
 def test_the_runtime_makes_mmactions_clips(tiny: Tiny, pair: tuple[Reference, ...]) -> None:
-    sampled, pixels = parity.verify_pixels(pair, tiny.contract)
+    sampled, pixels, stock = parity.verify_pixels(pair, tiny.contract)
     assert (sampled.error, sampled.bound) == (0, 0)
-    assert pixels.passed
-    assert pixels.error <= pixels.bound
+    assert (pixels.error, pixels.bound, pixels.detail) == (0, 0, "resized by cv2")
+    assert stock.error <= stock.bound == 1
+    assert (stock.name, stock.detail) == (
+        "pixels without OpenCV",
+        "8 frames of each video, by numpy",
+    )
+
+
+def test_wrong_pixels_of_a_server_without_opencv_are_caught(
+    tiny: Tiny, pair: tuple[Reference, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter has OpenCV, the stock image of Triton has not."""
+    wrong = {**interpolation.RESAMPLERS, "bilinear": interpolation.nearest}
+    monkeypatch.setattr(transforms, "RESAMPLERS", wrong)
+    assert [check.passed for check in parity.verify_pixels(pair, tiny.contract)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(resize=KeepRatioResize(short=32, interpolation="bicubic")),
+        dict(wire=Jpeg()),
+    ],
+    ids=["bicubic", "jpeg"],
+)
+def test_what_only_opencv_can_do_is_not_asked_of_numpy(
+    tiny: Tiny, pair: tuple[Reference, ...], change: dict[str, Any]
+) -> None:
+    names = [check.name for check in parity.verify_pixels(pair, replace(tiny.contract, **change))]
+    assert names == ["sampled frames", "pixels"]
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
@@ -428,7 +461,7 @@ def test_crops_in_another_order_are_caught(
         return replace(reference, clips=crops[list(order)].reshape(reference.clips.shape))
 
     checks = parity.verify_pixels(tuple(map(reordered, pair)), tiny.contract)
-    assert [check.passed for check in checks] == [True, False]
+    assert [check.passed for check in checks] == [True, False, False]
 
 
 @pytest.mark.parametrize(

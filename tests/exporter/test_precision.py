@@ -209,7 +209,7 @@ def test_looking_at_every_layer_holds_few_of_them(tmp_path: Path) -> None:
 
 @pytest.fixture
 def quantised(tmp_path: Path) -> onnx.ModelProto:
-    precision.int8(saved(tmp_path, network()), tmp_path / "int8.onnx", CLIPS)
+    precision.int8(saved(tmp_path, network()), tmp_path / "int8.onnx", CLIPS, len(CLIPS))
     return onnx.load(str(tmp_path / "int8.onnx"))
 
 
@@ -244,7 +244,7 @@ def test_scales_are_symmetric_and_weights_have_one_a_channel(quantised: onnx.Mod
 
 def test_int8_stays_close_to_single(tmp_path: Path) -> None:
     exact = saved(tmp_path, network())
-    precision.int8(exact, tmp_path / "int8.onnx", CLIPS)
+    precision.int8(exact, tmp_path / "int8.onnx", CLIPS, len(CLIPS))
     for clips in CLIPS:
         expected = run(exact, clips)
         error = np.abs(run(tmp_path / "int8.onnx", clips) - expected).max()
@@ -286,7 +286,7 @@ def test_of_two_layers_in_a_module_the_worse_one_tells(tmp_path: Path) -> None:
 
 def test_a_refusal_names_the_bound_the_layers_and_what_to_ask_for(tmp_path: Path) -> None:
     exact = saved(tmp_path, network())
-    precision.int8(exact, tmp_path / "int8.onnx", CLIPS)
+    precision.int8(exact, tmp_path / "int8.onnx", CLIPS, len(CLIPS))
     graphs = graph_at(exact), graph_at(tmp_path / "int8.onnx")
     checks = [Check(name="int8 graph", error=0.4, bound=0.15, unit="of spread")]
     with pytest.raises(ParityError) as caught:
@@ -317,7 +317,7 @@ def test_the_first_and_the_last_layer_of_each_path_stay_in_single(tmp_path: Path
     (second,) = (n for n in model.graph.node if n.name == "conv1")
     second.input[0] = "both"
     model.graph.node.insert(6, node("Add", ["x1", "other"], ["both"], name="lateral"))
-    precision.int8(saved(tmp_path, model), tmp_path / "int8.onnx", CLIPS)
+    precision.int8(saved(tmp_path, model), tmp_path / "int8.onnx", CLIPS, len(CLIPS))
     written = onnx.load(str(tmp_path / "int8.onnx"))
     for name in ("conv0", "other_stem", "classify"):
         assert "DequantizeLinear" not in inputs_of(written, name), name
@@ -344,4 +344,4 @@ def test_a_graph_in_two_files_is_not_reduced(tmp_path: Path) -> None:
     files = ("model.onnx", "model.onnx.data")
     exact = Graph(path=tmp_path / "model.onnx", opset=18, nodes=1, files=files)
     with pytest.raises(UnsupportedError, match="2 GiB"):
-        precision.reduced(exact, tmp_path / "half.onnx", "fp16", CLIPS)
+        precision.reduced(exact, tmp_path / "half.onnx", "fp16", CLIPS, len(CLIPS))
