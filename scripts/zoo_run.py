@@ -4,6 +4,7 @@
     scripts/zoo tsm swin           # of these families only
     scripts/zoo --again            # also what has a row
     scripts/zoo --precisions       # one config of each family in every precision, and for TensorRT
+    scripts/zoo --page             # no config; docs/zoo.md again, which tells how old its rows are
 
 A row is written as soon as its config is done, so a run that is stopped goes on where it was. It
 carries a digest of the code that an export runs through: rows of other code are dropped, so that
@@ -107,13 +108,28 @@ class Rows:
             self._rows[row["config"]] = row
             rows = sorted(self._rows.values(), key=lambda row: (row["family"], row["config"]))
             _replace(DOCS / self._kind.rows, json.dumps(rows, indent=1) + "\n")
-            _replace(DOCS / PAGE, table(read_rows(ZOO), read_rows(PRECISIONS)))
+            write_page()
 
 
 def read_rows(kind: Kind) -> list[Row]:
     path = DOCS / kind.rows
     rows: list[Row] = json.loads(path.read_text("utf-8")) if path.exists() else []
     return rows
+
+
+def page() -> str:
+    """docs/zoo.md, which tells of each row whether the code is still the one that made it."""
+    rows = []
+    for kind in (ZOO, PRECISIONS):
+        codes = digests(kind, folders_of(kind).values())
+        rows.append(
+            [{**row, "older": row["code"] != codes.get(row["family"])} for row in read_rows(kind)]
+        )
+    return table(*rows)
+
+
+def write_page() -> None:
+    _replace(DOCS / PAGE, page())
 
 
 def digests(kind: Kind, families: Iterable[str]) -> dict[str, str]:
@@ -255,7 +271,11 @@ def main() -> int:
     parser.add_argument(
         "--precisions", action="store_true", help="one config of each family in every precision"
     )
+    parser.add_argument("--page", action="store_true", help="write docs/zoo.md, and run nothing")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+        return 0
     kind = PRECISIONS if arguments.precisions else ZOO
     with alone(DOCS):
         folders = folders_of(kind)

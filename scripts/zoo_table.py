@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 from action_export.precision import BOUNDS
@@ -10,6 +11,7 @@ from action_export.precision import BOUNDS
 Row = dict[str, Any]
 
 _ZOO = 125
+_WIDTH = 98
 
 _HEAD = """\
 # The zoo
@@ -19,6 +21,8 @@ export, the proof, publishing. `scripts/zoo` wrote this page, and `zoo.json` and
 which have more figures.
 
 {summary}
+
+{codes}
 
 - The weights are random, of a variance that deep layers keep, with BatchNorm statistics and the
   scale of the classifier measured on real videos, because trained ones could not be downloaded.
@@ -46,14 +50,18 @@ _COLUMNS = (
 
 
 def table(rows: list[Row], precisions: list[Row]) -> str:
-    """The page. Rows must be sorted by family; precisions: those of the second table."""
+    """The page. Rows must be sorted by family; precisions: those of the second table.
+
+    Beside what a row is in its file, `older` tells whether another code than today's made it.
+    """
     proved = sum(row["verdict"] == "proved" for row in rows)
-    parts = [_HEAD.format(summary=_summary(proved, len(rows)))]
+    parts = [_HEAD.format(summary=_summary(proved, len(rows)), codes=_codes(rows, precisions))]
     for family in dict.fromkeys(row["family"] for row in rows):
-        parts.append(f"\n## {family}\n\n")
+        of_family = [row for row in rows if row["family"] == family]
+        parts.append(f"\n## {family}\n\n{_told_of(of_family)}\n\n")
         parts.append("| " + " | ".join(_COLUMNS) + " |\n")
         parts.append("|---|---|---|" + "---:|" * (len(_COLUMNS) - 4) + "---|\n")
-        parts += [_line(row) for row in rows if row["family"] == family]
+        parts += [_line(row) for row in of_family]
     parts += _precisions(precisions)
     options = [
         f"- `{row['config']}`: `--cfg-options {' '.join(row['cfg_options'])}`\n"
@@ -77,6 +85,7 @@ ONNX Runtime and TensorRT both read.
 - *plan*: its size in MiB, built by NVIDIA's parser and builder without a GPU ({plans}). None
   has run: [tensorrt.md](tensorrt.md) says what was checked where.
 - {agreement}
+- {told}
 - Weights that no training made robust lose more in int8 than trained ones do: what breaks the bound
   is refused, as it would be for a user, and so is what moves a video's scores nearer to another's
   (*inconclusive*).
@@ -96,6 +105,7 @@ def _precisions(rows: list[Row]) -> list[str]:
         fp16=BOUNDS["fp16"],
         int8=BOUNDS["int8"],
         agreement=_agreement(served),
+        told=textwrap.fill(_told_of(served), _WIDTH, subsequent_indent="  "),
     )
     names = ("fp32", "fp16", "int8")
     columns = [f"{name} {what}" for name in names for what in ("graph", "error", "plan")]
@@ -140,6 +150,28 @@ def _summary(proved: int, run: int) -> str:
     if run < _ZOO:
         sentences.append(f"{_ZOO - run} of {_ZOO} are not run yet.")
     return " ".join(sentences)
+
+
+def _codes(rows: list[Row], precisions: list[Row]) -> str:
+    older, reduced = (
+        f"{sum(row['older'] for row in each)} of {len(each)}" for each in (rows, precisions)
+    )
+    return textwrap.fill(
+        f"**Older than the code beside this page: {older} rows**, and {reduced} of the precisions. "
+        "A row tells of the code that made it: above it stands the digest of all that an export of "
+        "its family ran through. What has changed since then, it does not tell. `scripts/zoo` "
+        "makes such rows again.",
+        _WIDTH,
+    )
+
+
+def _told_of(rows: list[Row]) -> str:
+    """The digests of the code that made these rows, and how many of them are older than today's."""
+    *codes, last = (f"`{code}`" for code in dict.fromkeys(row["code"] for row in rows))
+    older = sum(row["older"] for row in rows)
+    which = f"older than the code beside this page in {older} of {len(rows)} rows"
+    told = f"{', '.join(codes)} and {last}" if codes else last
+    return f"Code {told}, {which if older else 'that beside this page'}."
 
 
 def _line(row: Row) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from action_runtime.spec import Contract
 
 from action_export import (
+    batching,
     dependencies,
     example,
     inputs,
@@ -41,6 +42,7 @@ from action_export.reference import Reference
 from action_export.scoring import scores_notes, scores_of
 from action_export.tracing import Graph
 from action_export.triton import (
+    RecognizerRuntime,
     check_format,
     check_release,
     check_tensorrt,
@@ -90,8 +92,10 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
     if request.dry_run:
         return _result(job, steps, dry_run=True)
     with repository.staging(request.triton_repo) as stage:
+        with batching.measured() as activations:
+            references = _references(job, model, steps)
+        job = _with_batch(job, activations.peak)
         repository.write(job.plan, stage)
-        references = _references(job, model, steps)
         exact = _trace(job, model, stage, steps)
         # A large model's weights would stand beside those that the proof loads. Patches and the
         # module that was traced refer to each other in cycles, which only the collector frees.
@@ -114,11 +118,6 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
         notes=(*job.notes, *proved.notes),
         manifest=record,
     )
-
-
-def default_batch(views: int) -> int:
-    """Videos in one execution: batching pays for few views, and memory grows with all of them."""
-    return max(1, min(8, 32 // views))
 
 
 def _with_example(request: ExportRequest) -> ExportRequest:
@@ -172,19 +171,9 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
             wire=wire,
             scores=scores,
         )
-        batch = 1 if request.format == "openvino" else default_batch(contract.views)
-        tensors = Tensors.of(contract, request.max_batch_size or batch)
-        runtime = recognizer_runtime(request, tensors.clips, _identity(request, contract))
-        plan = repository.plan(
-            request.triton_repo,
-            names,
-            contract=contract,
-            tensors=tensors,
-            runtime=runtime,
-            device=request.device,
-            version=request.model_version,
-            image=f"{request.triton_version}-py3",
-        )
+        batch = _given_batch(request, names)
+        most = batch or batching.most_videos(contract.views)
+        tensors, runtime, plan = _planned(request, names, contract, most)
         step.result = f"version {plan.version}, {contract.views} views, {len(plan.files)} files"
     job = Job(
         request=request,
@@ -195,6 +184,7 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         tensors=tensors,
         plan=plan,
         runtime=runtime,
+        batch_given=batch is not None,
         notes=(
             *config.notes,
             *checkpoint.notes,
@@ -215,6 +205,54 @@ def _load(request: ExportRequest, steps: Steps) -> tuple[Job, torch.nn.Module]:
         ),
     )
     return job, model
+
+
+def _given_batch(request: ExportRequest, names: repository.Names) -> int | None:
+    """Videos in one execution, where that is no matter of what the model takes.
+
+    A further version keeps what the model has: its config is that of all its versions.
+    """
+    if request.max_batch_size is not None:
+        return request.max_batch_size
+    if request.format == "openvino":
+        return 1
+    return repository.published_batch(request.triton_repo, names)
+
+
+def _planned(
+    request: ExportRequest, names: repository.Names, contract: Contract, batch: int
+) -> tuple[Tensors, RecognizerRuntime, repository.Plan]:
+    tensors = Tensors.of(contract, batch)
+    runtime = recognizer_runtime(request, tensors.clips, _identity(request, contract))
+    plan = repository.plan(
+        request.triton_repo,
+        names,
+        contract=contract,
+        tensors=tensors,
+        runtime=runtime,
+        device=request.device,
+        version=request.model_version,
+        image=f"{request.triton_version}-py3",
+    )
+    return tensors, runtime, plan
+
+
+def _with_batch(job: Job, activations: int) -> Job:
+    """With the batch that the activations of mmaction2's run leave room for, in bytes.
+
+    mmaction2 ran all views of a video at once, where the graph may loop over them.
+    """
+    if job.batch_given:
+        return job
+    views = job.contract.views
+    of_one = activations * job.views_at_once // views
+    batch = batching.videos(views, of_one)
+    if batch == job.tensors.clips.max_batch_size:
+        return job
+    request = replace(job.request, model_version=job.plan.version)
+    tensors, runtime, plan = _planned(request, job.plan.names, job.contract, batch)
+    notes = (*job.notes, *batching.note(batch, views, of_one))
+    return replace(job, tensors=tensors, runtime=runtime, plan=plan, notes=notes)
 
 
 def _view_notes(contract: Contract) -> tuple[str, ...]:
@@ -343,7 +381,7 @@ def _result(job: Job, steps: Steps, *, dry_run: bool = False) -> ExportResult:
         repo=job.plan.repo,
         files=job.plan.files,
         steps=steps.finished,
-        notes=job.notes,
+        notes=(*job.notes, *([batching.NOT_MEASURED] if dry_run and not job.batch_given else [])),
         contract=job.contract,
         tensors=job.tensors,
         dry_run=dry_run,

@@ -19,7 +19,10 @@ from action_export.wire import bound_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """The request, and everything that follows from it and from the checkpoint."""
+    """The request, and everything that follows from it and from the checkpoint.
+
+    batch_given: whether `tensors` has its max_batch_size whatever the activations are.
+    """
 
     request: ExportRequest
     family: Family
@@ -29,6 +32,7 @@ class Job:
     tensors: Tensors
     plan: repository.Plan
     runtime: RecognizerRuntime
+    batch_given: bool
     notes: tuple[str, ...]
 
     @property

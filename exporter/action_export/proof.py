@@ -31,11 +31,6 @@ from action_export.wire import LOSSY_HINT
 # Of float32 on a GPU, which adds in another order, and convolves by Winograd's products.
 _GPU_BOUND = 1e-3
 
-_NO_BF16 = (
-    "OpenVINO was proved in float32 only, because this CPU has no bf16; on one that has, what it "
-    "computes in bf16 is not proved"
-)
-
 _SEEN = (
     "int8 was proved on videos that its scales were measured on, which lose least: --videos names "
     "others"
@@ -204,7 +199,8 @@ class Proof:
             step.result = f"{graph.nodes} operations"
         config = openvino.served_config(self.stage / job.plan.names.recognizer / "config.pbtxt")
         bounds: dict[openvino.Computes, float] = {"f32": job.family.tolerance}
-        if openvino.has_bf16(hinted=job.request.precision == "bf16"):
+        asked = job.request.precision == "bf16"
+        if openvino.has_bf16(hinted=asked):
             bounds["bf16"] = precision.BOUNDS["bf16"]
         checks: tuple[Check, ...] = ()
         with self.steps("prove OpenVINO") as step:
@@ -217,8 +213,7 @@ class Proof:
                     name=f"OpenVINO in {computes}",
                 )
             step.result = f"{' and '.join(bounds)}: {parity.summary(checks)}"
-        notes = () if "bf16" in bounds else (_NO_BF16,)
-        return graph, checks, notes
+        return graph, checks, openvino.notes_on_bf16(asked=asked, proved="bf16" in bounds)
 
     def _build(self, graph: Graph, builder: Builder) -> Engine:
         with self.steps("build plan") as step:

@@ -312,6 +312,16 @@ def _latest_version(repo: Path, names: Names) -> int:
     return max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
 
 
+def published_batch(repo: Path, names: Names) -> int | None:
+    """max_batch_size of the recognizer that is published; None where there is none.
+
+    RepositoryError: it cannot be read.
+    """
+    with _disk_errors(f"{repo} cannot be read"):
+        config = _read_config(repo / names.recognizer / "config.pbtxt")
+    return None if config is None else max(1, int(config.max_batch_size))
+
+
 def _published_contract(repo: Path, names: Names) -> Contract | None:
     """Of a model that action-export wrote; None where there is none."""
     config = _read_config(repo / names.ensemble / "config.pbtxt")

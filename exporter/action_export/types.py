@@ -138,7 +138,8 @@ class ExportRequest:
 
     config: a path or the name of a zoo config; None for the bundled example recognizer.
     videos: the proof's inputs; empty for the bundled clips.
-    max_batch_size: videos in one execution of the recognizer; None chooses by the views.
+    max_batch_size: videos in one execution of the recognizer; None chooses by the views
+        and the activations that mmaction2's run shows, or keeps what is published.
     triton_version: release of the server that will load the repository, such as "24.10".
     server_tensorrt: the TensorRT in its image, where this package does not know the release.
     relabel: serve `labels` where the checkpoint, or the published model, names its classes

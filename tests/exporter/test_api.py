@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from action_export import api, repository
+from action_export import api, batching, repository
 from action_export.errors import ContractChangedError
 from action_export.types import ExportRequest, StepEvent
 from support.tiny import MODEL_TRN, PIPELINE_TRN, VIDEOS, Tiny, make
@@ -64,6 +64,36 @@ def test_what_was_decided_for_mmaction2_stands_in_the_manifest(
     assert written["decisions"]["trn_relations"]["6"] == [[0, 1, 2, 3, 4, 5]]
     assert list(written["decisions"]["trn_relations"]) == ["6", "5", "4", "3", "2"]
     assert any("draws the frame subsets" in note for note in result.notes)
+    assert written["max_batch_size"] == 5  # 32 views' worth
+    assert not any("--max-batch-size" in note for note in result.notes)
+
+
+def test_a_batch_has_no_more_videos_than_their_activations_leave_room_for(
+    tiny_trn: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tiny_trn, tmp_path / "repo")
+    planned = api.export(replace(asked, dry_run=True))
+    assert planned.tensors.clips.max_batch_size == 5
+    assert batching.NOT_MEASURED in planned.notes
+    monkeypatch.setattr(batching, "_ROOM", 1)
+    result = api.export(asked)
+    assert result.version == 1
+    assert result.manifest["max_batch_size"] == result.tensors.clips.max_batch_size == 1
+    assert "max_batch_size: 1\n" in (result.repo / "tiny_recognizer" / "config.pbtxt").read_text()
+    assert any("videos go one by one, because" in note for note in result.notes)
+    assert [check.name for check in result.checks if "batch" in check.name] == ["graph, batch 1"]
+
+
+def test_a_further_version_keeps_the_batch_unless_another_is_given(
+    tiny_trn: Tiny, tmp_path: Path
+) -> None:
+    publish_names(tiny_trn, tmp_path / "repo", ())
+    asked = replace(request(tiny_trn, tmp_path / "repo"), dry_run=True)
+    kept, given = api.export(asked), api.export(replace(asked, max_batch_size=7))
+    assert kept.version == given.version == 2
+    assert kept.tensors.clips.max_batch_size == tiny_trn.tensors.clips.max_batch_size == 3
+    assert given.tensors.clips.max_batch_size == 7
+    assert not {batching.NOT_MEASURED} & {*kept.notes, *given.notes}
 
 
 def test_labels_are_held_to_the_checkpoints_and_to_the_published_ones(

@@ -72,6 +72,7 @@ def scores_of(path: Path, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scores
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_scores_equal_those_of_the_flat_graph(
     tiny: Tiny, flat_and_looped: tuple[Graph, Graph], batch: int

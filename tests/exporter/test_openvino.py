@@ -15,6 +15,7 @@ from action_client import VideoClient
 from action_export import api, live, openvino, precision, proof
 from action_export.errors import DependencyError, EngineError, ParityError
 from action_export.serve import serve
+from action_export.serve.backends import openvino_network as network
 from action_export.tracing import Graph
 from action_export.types import Check, ExportRequest, ExportResult
 from support.tiny import MODEL_3D, PIPELINE_3D, VIDEOS, Tiny, make, references
@@ -80,6 +81,7 @@ def test_the_ir_is_published_and_nothing_else(exact: ExportResult) -> None:
     assert sorted(path.name for path in exact.repo.parent.iterdir()) == ["repo"]
 
 
+@pytest.mark.cpu
 def test_the_config_is_one_that_the_official_backend_loads(
     exact: ExportResult, hinted: ExportResult
 ) -> None:
@@ -107,6 +109,13 @@ def test_weights_stay_in_float32(exact: ExportResult) -> None:
     assert not types & {"f16", "bf16"}
 
 
+@pytest.mark.cpu
+def test_the_ir_says_which_axis_is_the_batch(exact: ExportResult) -> None:
+    model = runtime.Core().read_model(exact.repo / "exact_recognizer" / "1" / "model.xml")
+    layouts = [port.node.layout for port in (*model.inputs, *model.outputs)]
+    assert layouts == [runtime.Layout("N...")] * 2
+
+
 def test_what_the_official_backend_may_compute_is_proved_too(
     exact: ExportResult, hinted: ExportResult
 ) -> None:
@@ -116,6 +125,26 @@ def test_what_the_official_backend_may_compute_is_proved_too(
     assert bounds(hinted) == f32 | (bf16 if openvino.has_bf16(hinted=True) else {})
     assert any("no setting for float32" in note for note in exact.notes)
     assert not any("no setting for float32" in note for note in hinted.notes)
+    assert any("counts on the CPU that serves" in note for note in hinted.notes)
+    assert not any("counts on the CPU that serves" in note for note in exact.notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "proved", "native", "said"),
+    [
+        (True, True, True, ["counts on the CPU that serves"]),
+        (True, True, False, ["counts on the CPU that serves", "slower than float32"]),
+        (True, False, False, ["proved in float32 only", "counts on the CPU that serves"]),
+        (False, True, True, []),
+        (False, False, False, ["proved in float32 only"]),
+    ],
+)
+def test_what_bf16_costs_is_said_of_the_cpu_that_serves_and_of_this_one(
+    asked: bool, proved: bool, native: bool, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "has_bf16", lambda **_: native)
+    notes = openvino.notes_on_bf16(asked=asked, proved=proved)
+    assert [words in note for words, note in zip(said, notes, strict=True)] == [True] * len(said)
 
 
 def test_one_server_answers_in_both_formats_and_precisions(
@@ -135,6 +164,8 @@ def test_one_server_answers_in_both_formats_and_precisions(
     assert errors["onnx"] < 1e-4
     assert "exact_recognizer runs with OpenVINO in f32" in log
     assert "onnx_recognizer runs with CPUExecutionProvider" in log
+    slow = openvino.has_bf16(hinted=True) and not openvino.has_bf16()
+    assert (f"hinted_recognizer: {network.SLOW_BF16}" in log) == slow
     decisions = {name: scores.argmax(axis=1).tolist() for name, scores in got.items()}
     assert decisions["exact"] == decisions["onnx"] == wanted.argmax(axis=1).tolist()
     if openvino.has_bf16(hinted=True):

@@ -56,6 +56,7 @@ def exported(tiny: Tiny, module: torch.nn.Module, path: Path) -> Path:
     ).path
 
 
+@pytest.mark.cpu
 def verify(tiny: Tiny, path: Path, pair: tuple[Reference, ...]) -> dict[str, Check]:
     checks = parity.verify_graph(path, pair, tiny.tensors.clips, TOLERANCE)
     return {check.name: check for check in checks}

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from support.deep import LAYER_BYTES, LAYERS, growth_of_half
 
+pytestmark = pytest.mark.cpu
+
 CHANNELS = (3, 8, 8, 8)
 RNG = np.random.default_rng(0)
 # one row of one view of one frame; what is around a clip's pixels is no concern here

@@ -36,6 +36,8 @@ PROVED: dict[str, Any] = {
     "plain_patched": False,
 }
 
+MADE = {"code": "a", "older": False}
+
 
 class Zoo:
     """The driver with rows in a folder of its own, and jobs that only note their config."""
@@ -84,7 +86,20 @@ def test_every_config_of_the_families_asked_for_is_run_and_gets_a_row(zoo: Zoo) 
     assert zoo("trn", "x3d", "--jobs", "2") == 0
     assert sorted(zoo.ran) == sorted(row["config"] for row in zoo.rows)
     assert [row["family"] for row in zoo.rows] == ["trn", "trn", "x3d", "x3d"]
-    assert zoo.page.read_text() == table(zoo.rows, [])
+    assert zoo.page.read_text() == zoo_run.page()
+
+
+def test_the_page_tells_which_code_each_row_is_of_and_how_many_are_older(zoo: Zoo) -> None:
+    zoo("trn", "x3d")
+    assert "**Older than the code beside this page: 0 of 4 rows**" in zoo.page.read_text()
+    assert zoo.page.read_text().count("\nCode `a`, that beside this page.\n") == 2
+    zoo.code = "b"
+    assert zoo("--page") == 0
+    assert zoo.ran == []
+    assert [row["code"] for row in zoo.rows] == ["a"] * 4
+    assert "**Older than the code beside this page: 4 of 4 rows**" in zoo.page.read_text()
+    older = "\nCode `a`, older than the code beside this page in 2 of 2 rows.\n"
+    assert zoo.page.read_text().count(older) == 2
 
 
 def test_without_a_family_it_is_the_whole_zoo(zoo: Zoo) -> None:
@@ -156,8 +171,8 @@ def test_a_number_of_jobs_below_one_is_refused(
 
 
 def test_the_table_has_each_figure_in_its_column() -> None:
-    rows = [{"family": "tsn", "config": "tsn_r50", **PROVED, "plain_patched": True}]
-    lines = table(rows, [])
+    row = {"family": "tsn", "config": "tsn_r50", **PROVED, **MADE, "plain_patched": True}
+    lines = table([row], [])
     names, _, row = (line.split(" | ") for line in lines.splitlines()[-3:])
     cells = dict(zip([name.strip("| ") for name in names], row, strict=True))
     assert {name: cell.strip("| ") for name, cell in cells.items()} == {
@@ -187,9 +202,11 @@ def test_the_committed_table_proves_every_config_that_has_a_test_pipeline() -> N
         if row["verdict"] != "proved":
             with pytest.raises(ConfigError, match="nor test_pipeline"):
                 load_config(row["config"])
-    precisions = zoo_run.read_rows(zoo_run.PRECISIONS)
-    page = (zoo_run.DOCS / zoo_run.PAGE).read_text("utf-8")
-    assert page == table(rows, precisions)
+
+
+def test_the_page_is_what_the_rows_and_the_code_print_as() -> None:
+    """scripts/write_docs writes it: whether rows are older changes with the code."""
+    assert (zoo_run.DOCS / zoo_run.PAGE).read_text("utf-8") == zoo_run.page()
 
 
 def test_precisions_have_a_table_of_their_own() -> None:
@@ -207,8 +224,9 @@ def test_precisions_have_a_table_of_their_own() -> None:
         "fp16": {**served, "top1": 0.5, "plan": {"verdict": "EngineError: no"}},
         "int8": {"verdict": refused},
     }
-    rows = [{"family": "tsm", "config": "tsm_r50", **PROVED}]
-    page = table(rows, [{"family": "tsn", "config": "tsn_r50", "precisions": precisions}])
+    rows = [{"family": "tsm", "config": "tsm_r50", **PROVED, **MADE}]
+    row = {"family": "tsn", "config": "tsn_r50", "precisions": precisions, **MADE}
+    page = table(rows, [row])
     lines = page[page.index("## Precisions") :].splitlines()
     assert lines[-1] == (
         "| tsn | `tsn_r50` | 93 | 1.2e-03 | 48 | 93 | 1.2e-03 | EngineError: no "
@@ -222,7 +240,7 @@ def test_precisions_have_a_table_of_their_own() -> None:
 def test_a_precision_that_mixes_videos_up_is_called_inconclusive() -> None:
     verdict = {"verdict": "InconclusiveError: int8 graph, batch 1: nearer to another's"}
     precisions = dict.fromkeys(("fp32", "fp16", "int8"), verdict)
-    page = table([], [{"family": "tsm", "config": "tsm_v2", "precisions": precisions}])
+    page = table([], [{"family": "tsm", "config": "tsm_v2", "precisions": precisions, **MADE}])
     assert page.endswith("| tsm | `tsm_v2` " + "|  | inconclusive |  " * 3 + "|\n")
 
 

@@ -23,6 +23,8 @@ from action_runtime.transforms import BadRequestError, OpenCVMissingError
 from numpy.typing import NDArray
 from support.videos import decode, real_videos
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture(scope="module")
 def frames() -> NDArray[np.uint8]:

@@ -36,6 +36,8 @@ from mmaction.datasets.transforms import formatting, processing
 from numpy.typing import NDArray
 from support.videos import decode, real_videos
 
+pytestmark = pytest.mark.cpu
+
 Frames = NDArray[np.uint8]
 
 FRAME_INDEX = np.array([0, 2, 3, 3, 1, 0], np.int32)

@@ -190,7 +190,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serving = parser.add_argument_group("serving")
     add = serving.add_argument
-    add("--max-batch-size", type=_positive, metavar="N", help="videos in one execution")
+    add(
+        "--max-batch-size",
+        type=_positive,
+        metavar="N",
+        help="videos in one execution (default: at most 8, by their views and activations)",
+    )
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where the graph runs")
     add(
         "--triton-version",

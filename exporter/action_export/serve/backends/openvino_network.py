@@ -9,6 +9,12 @@ from typing import Any
 PRECISION = "INFERENCE_PRECISION_HINT"
 """OpenVINO's name of what `HINT_BF16` sets."""
 
+SLOW_BF16 = (
+    "HINT_BF16 is followed on a CPU that has no bf16, and takes longer than float32 would; take it "
+    "out of config.pbtxt"
+)
+"""Of a CPU with AVX-512 alone: 2.9 times as long, in OpenVINO 2026.4."""
+
 _NUMBER = "a non-negative number"
 # The parameters of src/openvino.cc of openvino_backend that are properties of OpenVINO by the same
 # name, and their values, whose case does not matter.
@@ -18,6 +24,22 @@ _PROPERTIES: Mapping[str, tuple[str, ...]] = {
     "NUM_STREAMS": ("AUTO", "NUMA", _NUMBER),
     "PERFORMANCE_HINT": ("LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT"),
 }
+
+
+def has_bf16(*, hinted: bool = False) -> bool:
+    """Whether OpenVINO computes in bf16 on this CPU, by itself or because it is `hinted` to.
+
+    It is asked of a model, as the hint reaches CPUs that have no instruction for it, too: with
+    AVX-512 OpenVINO then widens and rounds around float32, and takes longer than in float32.
+    """
+    import openvino
+    from openvino import opset1
+
+    value = opset1.parameter([1], openvino.Type.f32)
+    model = openvino.Model([opset1.relu(value)], [value])
+    settings = {PRECISION: "bf16"} if hinted else {}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return bool(compiled.get_property(PRECISION) == openvino.Type.bf16)
 
 
 def read(path: Path) -> Any:

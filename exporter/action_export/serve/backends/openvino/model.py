@@ -49,6 +49,8 @@ class TritonPythonModel(StandIn):
         self.pads = parameter(config, "ENABLE_BATCH_PADDING").lower() == "yes"
         precision = compiled.get_property(network.PRECISION).to_string()
         pb_utils.Logger.log_info(f"{config['name']} runs with OpenVINO in {precision}")
+        if precision == "bf16" and not network.has_bf16():
+            pb_utils.Logger.log_warn(f"{config['name']}: {network.SLOW_BF16}")
 
     def finalize(self) -> None:
         del self.request
