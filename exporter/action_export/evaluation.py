@@ -68,7 +68,8 @@ def evaluation_of(path: Path, value: Value) -> Evaluation:
     scope = str(value("default_scope") or registries.SCOPE)
     model, preprocessor_key, merged = _model(path, value, scope)
     loader = value("test_dataloader") or {}
-    datasets = dict(_unwrapped(loader.get("dataset"), "test_dataloader.dataset", scope))
+    nested = dict(_nested(loader.get("dataset"), "test_dataloader.dataset", scope))
+    datasets = {key: dataset for key, dataset in nested.items() if not _wraps(dataset)}
     _check_collate(path, loader)
     key, pipeline, followed = _pipeline(path, value("test_pipeline") or [], datasets, scope)
     _check_start_index(path, datasets, pipeline)
@@ -81,7 +82,7 @@ def evaluation_of(path: Path, value: Value) -> Evaluation:
         notes=(
             *merged,
             *followed,
-            *_dataset_notes(datasets),
+            *_dataset_notes(nested),
             *_loop_notes(value, scope),
             *_hook_notes(path, value, scope),
         ),
@@ -175,25 +176,25 @@ def _check_preprocessor(path: Path, model: Mapping[str, Any], key: str) -> None:
 # --- The samples --------------------------------------------------------------------------------
 
 
-def _unwrapped(dataset: Any, key: str, scope: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """By key, every dataset inside RepeatDataset (`dataset`) and ConcatDataset (`datasets`).
+def _nested(dataset: Any, key: str, scope: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """By key, a dataset and every one inside RepeatDataset (`dataset`), ConcatDataset (`datasets`).
 
     Each has `_scope_`, the scope that its pipeline is built in.
     """
-    if isinstance(dataset, Mapping):
-        scope = registries.scope_of(dataset, scope)
     match dataset:
-        case {"pipeline": [_, *_]}:
-            yield key, {**dataset, "_scope_": scope}
-        case {"dataset": inner}:
-            yield from _unwrapped(inner, f"{key}.dataset", scope)
-        case {"datasets": [*inners]}:
-            yield from _unwrapped(inners, f"{key}.datasets", scope)
         case [*inners]:
             for position, inner in enumerate(inners):
-                yield from _unwrapped(inner, f"{key}.{position}", scope)
+                yield from _nested(inner, f"{key}.{position}", scope)
         case {}:
+            scope = registries.scope_of(dataset, scope)
             yield key, {**dataset, "_scope_": scope}
+            for inside in ("dataset", "datasets"):
+                if _wraps(dataset):
+                    yield from _nested(dataset.get(inside), f"{key}.{inside}", scope)
+
+
+def _wraps(dataset: Mapping[str, Any]) -> bool:
+    return not dataset.get("pipeline") and ("dataset" in dataset or "datasets" in dataset)
 
 
 def _pipeline(
@@ -284,7 +285,7 @@ def _check_start_index(
 
 
 def _dataset_notes(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """One dataset of the user's own may hand its transforms more than a file."""
+    """One of the user's own may hand its transforms more than a file, or change what they made."""
     for key, dataset in datasets.items():
         found = registries.resolved(dataset, "DATASETS")
         if found is not None and _package(found) not in _KNOWN:

@@ -402,6 +402,16 @@ def test_mmaction2s_own_datasets_need_no_note(kind: Any) -> None:
     assert read(test_dataloader=dataset(type=kind)).notes == ()
 
 
+class MyWrapper:
+    pass
+
+
+def test_a_wrapper_of_the_users_own_is_noted() -> None:
+    note = only_note(read(test_dataloader=dict(dataset=dict(type=MyWrapper, **dataset()))))
+    assert note.startswith("test_dataloader.dataset is ")
+    assert "test_evaluation.MyWrapper" in note
+
+
 def test_a_dataset_of_the_users_own_is_noted() -> None:
     loader = dict(dataset=dict(type="RepeatDataset", **dataset(type=MyVideos)))
     note = only_note(read(test_dataloader=loader))
