@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -144,6 +145,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
     return value
+
+
+def check_importable(path: Path, kind: str) -> None:
+    """Of a dotted type that leads nowhere, as in the dump of a pure-Python config.
+
+    Raises:
+        ConfigError: because its module does not import.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    module = kind.rpartition(".")[0]
+    if not module or module in MODULE2PACKAGE:  # a scope, whose package may not be installed
+        return
+    try:
+        with quiet():
+            importlib.import_module(module)
+    # the user's own module, which can raise anything
+    except Exception as exc:
+        failed = ImportError(f"Failed to import {module}: {first_line(exc)}")
+        failed.__cause__ = exc
+        raise unreadable(path, failed) from exc
 
 
 def unreadable(path: Path, exc: Exception) -> ConfigError | DependencyError:

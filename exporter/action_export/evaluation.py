@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from action_export import registries
+from action_export import config_file, registries
 from action_export.errors import ActionExportError, ConfigError, UnsupportedError
 from action_export.types import Modality
 
@@ -132,6 +132,8 @@ def _check_recognizer(path: Path, model: Mapping[str, Any]) -> None:
     base = registries.mmactions_base(found, "models")
     if base in _BASES:
         return
+    if found is None:
+        config_file.check_importable(path, model["type"])
     supported = f"supported are {', '.join(SUPPORTED_RECOGNIZERS)}"
     name = model["type"] if found is None else registries.name_of(found, "models")
     if base is not None and base.startswith(("Recognizer", "MMRecognizer")):
@@ -247,6 +249,7 @@ def _transform(path: Path, entry: Any, scope: str) -> Transform:
     if found is not None:
         name = registries.name_of(found, "datasets.transforms")
     else:
+        config_file.check_importable(path, entry["type"])
         within = registries.scope_of(entry, scope)
         name = entry["type"] if within == registries.SCOPE else f"{within}.{entry['type']}"
     arguments = {key: item for key, item in entry.items() if key not in ("type", "_scope_")}
