@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -71,12 +72,9 @@ def importable(path: Path) -> Iterator[None]:
     """Lets a config's own modules be found beside it and in the working directory.
 
     They come last: a module of the user's must not stand in for an installed one by its name.
-    Raises:
-        ConfigError: the config would get another's module, which this process has already.
     """
     before = list(sys.path)
     folders = (str(path.resolve().parent), os.getcwd())
-    _check_beside(path, before)
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in before]
     try:
         yield
@@ -84,17 +82,21 @@ def importable(path: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _check_beside(path: Path, search_path: list[str]) -> None:
+def _check_beside(path: Path) -> None:
     """Python imports a name once in a process, so a second config's module of that name would be
     the first's.
     """
+    folder = path.resolve().parent
+    if not os.access(folder, os.R_OK):
+        return
     text = path.read_text("utf-8", "replace")
-    for beside in path.resolve().parent.iterdir():
+    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != folder]
+    for beside in folder.iterdir():
         name, found = beside.stem, getattr(sys.modules.get(beside.stem), "__file__", None)
         own = beside / "__init__.py" if beside.is_dir() else beside
         if not found or not own.is_file() or own.samefile(found):
             continue
-        installed = importlib.machinery.PathFinder.find_spec(name, search_path)
+        installed = importlib.machinery.PathFinder.find_spec(name, elsewhere)
         if installed is None and re.search(rf"\b{re.escape(name)}\b", text):
             raise ConfigError(
                 f"{path} needs {own}, and this process has another {name} already: {found}",
@@ -106,9 +108,10 @@ def read(path: Path, cfg_options: tuple[str, ...]) -> Mapping[str, Any]:
     """The top-level values of a config; a lazy import in it happens when its value is read.
 
     Raises:
-        ConfigError: it does not load.
+        ConfigError: it does not load, or would get another config's module by the same name.
     """
     import_mmaction()
+    _check_beside(path)
     from mmengine.config import Config
 
     try:
@@ -142,6 +145,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
     return value
+
+
+def check_importable(path: Path, kind: str) -> None:
+    """Of a dotted type that leads nowhere, as in the dump of a pure-Python config.
+
+    Raises:
+        ConfigError: because its module does not import.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    module = kind.rpartition(".")[0]
+    if not module or module in MODULE2PACKAGE:  # a scope, whose package may not be installed
+        return
+    try:
+        with quiet():
+            importlib.import_module(module)
+    # the user's own module, which can raise anything
+    except Exception as exc:
+        failed = ImportError(f"Failed to import {module}: {first_line(exc)}")
+        failed.__cause__ = exc
+        raise unreadable(path, failed) from exc
 
 
 def unreadable(path: Path, exc: Exception) -> ConfigError | DependencyError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from action_export import registries
+from action_export import config_file, registries
 from action_export.errors import ActionExportError, ConfigError, UnsupportedError
 from action_export.types import Modality
 
@@ -68,7 +68,8 @@ def evaluation_of(path: Path, value: Value) -> Evaluation:
     scope = str(value("default_scope") or registries.SCOPE)
     model, preprocessor_key, merged = _model(path, value, scope)
     loader = value("test_dataloader") or {}
-    datasets = dict(_unwrapped(loader.get("dataset"), "test_dataloader.dataset", scope))
+    nested = dict(_nested(loader.get("dataset"), "test_dataloader.dataset", scope))
+    datasets = {key: dataset for key, dataset in nested.items() if not _wraps(dataset)}
     _check_collate(path, loader)
     key, pipeline, followed = _pipeline(path, value("test_pipeline") or [], datasets, scope)
     _check_start_index(path, datasets, pipeline)
@@ -81,7 +82,7 @@ def evaluation_of(path: Path, value: Value) -> Evaluation:
         notes=(
             *merged,
             *followed,
-            *_dataset_notes(datasets),
+            *_dataset_notes(nested),
             *_loop_notes(value, scope),
             *_hook_notes(path, value, scope),
         ),
@@ -131,6 +132,8 @@ def _check_recognizer(path: Path, model: Mapping[str, Any]) -> None:
     base = registries.mmactions_base(found, "models")
     if base in _BASES:
         return
+    if found is None:
+        config_file.check_importable(path, model["type"])
     supported = f"supported are {', '.join(SUPPORTED_RECOGNIZERS)}"
     name = model["type"] if found is None else registries.name_of(found, "models")
     if base is not None and base.startswith(("Recognizer", "MMRecognizer")):
@@ -175,25 +178,25 @@ def _check_preprocessor(path: Path, model: Mapping[str, Any], key: str) -> None:
 # --- The samples --------------------------------------------------------------------------------
 
 
-def _unwrapped(dataset: Any, key: str, scope: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """By key, every dataset inside RepeatDataset (`dataset`) and ConcatDataset (`datasets`).
+def _nested(dataset: Any, key: str, scope: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """By key, a dataset and every one inside RepeatDataset (`dataset`), ConcatDataset (`datasets`).
 
     Each has `_scope_`, the scope that its pipeline is built in.
     """
-    if isinstance(dataset, Mapping):
-        scope = registries.scope_of(dataset, scope)
     match dataset:
-        case {"pipeline": [_, *_]}:
-            yield key, {**dataset, "_scope_": scope}
-        case {"dataset": inner}:
-            yield from _unwrapped(inner, f"{key}.dataset", scope)
-        case {"datasets": [*inners]}:
-            yield from _unwrapped(inners, f"{key}.datasets", scope)
         case [*inners]:
             for position, inner in enumerate(inners):
-                yield from _unwrapped(inner, f"{key}.{position}", scope)
+                yield from _nested(inner, f"{key}.{position}", scope)
         case {}:
+            scope = registries.scope_of(dataset, scope)
             yield key, {**dataset, "_scope_": scope}
+            for inside in ("dataset", "datasets"):
+                if _wraps(dataset):
+                    yield from _nested(dataset.get(inside), f"{key}.{inside}", scope)
+
+
+def _wraps(dataset: Mapping[str, Any]) -> bool:
+    return not dataset.get("pipeline") and ("dataset" in dataset or "datasets" in dataset)
 
 
 def _pipeline(
@@ -246,6 +249,7 @@ def _transform(path: Path, entry: Any, scope: str) -> Transform:
     if found is not None:
         name = registries.name_of(found, "datasets.transforms")
     else:
+        config_file.check_importable(path, entry["type"])
         within = registries.scope_of(entry, scope)
         name = entry["type"] if within == registries.SCOPE else f"{within}.{entry['type']}"
     arguments = {key: item for key, item in entry.items() if key not in ("type", "_scope_")}
@@ -284,7 +288,7 @@ def _check_start_index(
 
 
 def _dataset_notes(datasets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """One dataset of the user's own may hand its transforms more than a file."""
+    """One of the user's own may hand its transforms more than a file, or change what they made."""
     for key, dataset in datasets.items():
         found = registries.resolved(dataset, "DATASETS")
         if found is not None and _package(found) not in _KNOWN:

@@ -29,6 +29,7 @@ from action_runtime.spec import (
     UniformSample,
 )
 
+from action_export import registries
 from action_export.errors import ConfigError, UnsupportedError
 from action_export.evaluation import Transform
 from action_export.source import RecognizerConfig
@@ -385,12 +386,22 @@ class _Steps:
         return served
 
     @property
-    def _preprocessor(self) -> Mapping[str, Any]:
-        return self._config.model.get("data_preprocessor") or {}
+    def _preprocessor(self) -> Mapping[str, Any] | None:
+        """As the config has it; None of a class of the user's own, which may have other defaults.
+
+        mmaction2 runs it before anything is proved, and fails itself where it does not fit.
+        """
+        model = self._config.model
+        entry = model.get("data_preprocessor") or {}
+        found = registries.resolved(entry, "MODELS", registries.scope_of(model))
+        own = found is not None and registries.mmactions_name(found, "models") is None
+        return None if own else entry
 
     def _check_channels(self, served: Preprocessing) -> None:
         """mmaction2 would fail on another number of means, or drop channels with to_rgb."""
         preprocessor, key = self._preprocessor, self._config.preprocessor_key
+        if preprocessor is None:
+            return
         channels = served.channels * served.stacked
         normalised = len(preprocessor.get("mean") or ())
         # none is no normalisation, and one mean is every channel's
@@ -409,6 +420,8 @@ class _Steps:
 
     def _check_layout(self, layout: Layout) -> None:
         preprocessor, key = self._preprocessor, self._config.preprocessor_key
+        if preprocessor is None:
+            return
         declared = preprocessor.get("format_shape", "NCHW")
         # MIX2d3d: images or clips, told by the number of axes
         if declared not in (layout, "MIX2d3d"):

@@ -108,9 +108,13 @@ def build_untrained(config: RecognizerConfig) -> torch.nn.Module:
             model = revert_sync_batchnorm(MODELS.build(cfg))
     # A model's constructor is foreign code that can raise anything on a wrong argument.
     except Exception as exc:
+        hint = "mend `model` in the config, or override it with --cfg-options"
+        if "registry. Please check" in str(exc):
+            hint = "custom_imports = dict(imports=['MODULE']) imports classes of your own"
         raise ConfigError(
-            f"mmaction2 cannot build the model of {config.path.name}: {first_line(exc)}",
-            hint="mend `model` in the config, or override it with --cfg-options",
+            f"mmaction2 cannot build the model of {config.path.name}: "
+            f"{first_line(exc).partition(' Please check')[0]}",
+            hint=hint,
         ) from exc
     built: torch.nn.Module = model
     return built.eval()

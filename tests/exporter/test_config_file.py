@@ -11,7 +11,7 @@ import pytest
 from action_export.config_file import find
 from action_export.errors import ConfigError, DependencyError
 from action_export.source import load_config
-from support.tiny import MODEL_3D, PIPELINE_3D, write_config
+from support.tiny import MODEL_3D, PIPELINE_3D, changed, with_step, write_config
 
 OWN = """
 from mmaction.registry import MODELS
@@ -148,6 +148,27 @@ def test_a_module_of_a_pure_python_config_that_is_not_found_is_named(tmp_path: P
     with pytest.raises(ConfigError, match="imports my_project, which is not found") as caught:
         load_config(str(path))
     assert "PYTHONPATH=FOLDER_THAT_HAS_my_project action-export" in caught.value.hint
+
+
+@pytest.mark.parametrize("what", ["model", "transform"])
+def test_a_module_of_a_dotted_type_that_is_not_found_is_named(tmp_path: Path, what: str) -> None:
+    kind = "my_project.models.Mine"
+    path = write_config(
+        tmp_path / "dumped.py",
+        model=changed(MODEL_3D, type=kind) if what == "model" else MODEL_3D,
+        test_pipeline=with_step(PIPELINE_3D, 1, type=kind) if what != "model" else PIPELINE_3D,
+    )
+    with pytest.raises(ConfigError, match="imports my_project, which is not found") as caught:
+        load_config(str(path))
+    assert "PYTHONPATH=FOLDER_THAT_HAS_my_project action-export" in caught.value.hint
+
+
+def test_a_module_of_a_dotted_type_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "fails_to_import.py").write_text("raise RuntimeError('on purpose')")
+    model = changed(MODEL_3D, type="fails_to_import.Net")
+    path = write_config(tmp_path / "c.py", model=model, test_pipeline=PIPELINE_3D)
+    with pytest.raises(ConfigError, match="fails_to_import: on purpose"):
+        load_config(str(path))
 
 
 def test_what_a_module_of_the_config_needs_is_told_from_the_module(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,27 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_the_reference_scores_what_mmengines_runner_does(tmp_path: Path, rule: str) -> None:
-    variables = dict(RULES[rule])
+OWN_RECOGNIZER = """
+from mmaction.models import recognizers
+
+class Recognizer3D(recognizers.Recognizer3D):
+    def extract_feat(self, *arguments, **options):
+        features, more = super().extract_feat(*arguments, **options)
+        return features * 3, more
+"""
+
+
+def in_pure_python(path: Path, kind: str, module: str) -> None:
+    """Lets a config give this type as the class of that module."""
+    text = path.read_text("utf-8").replace(f"'type': '{kind}'", f"'type': {kind}")
+    path.write_text(f"from {module} import {kind}\n{text}", "utf-8")
+
+
+@pytest.mark.parametrize("rule", [*RULES, "the user's own Recognizer3D"])
+def test_the_reference_scores_what_mmengines_runner_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    variables = dict(RULES.get(rule, dict(model=MODEL_3D)))
     flat = variables["model"]["type"] == "Recognizer2D"
     pipeline = variables.pop("pipeline", PIPELINE_2D if flat else PIPELINE_3D)
     (tmp_path / "videos.txt").write_text("".join(f"{video} 0\n" for video in VIDEOS))
@@ -128,6 +147,10 @@ def test_the_reference_scores_what_mmengines_runner_does(tmp_path: Path, rule: s
         **variables,
     )
     checkpoint = write_checkpoint(str(path), tmp_path / "c.pth", list(VIDEOS))
+    if rule not in RULES:
+        (tmp_path / "own_recognizers.py").write_text(OWN_RECOGNIZER)
+        in_pure_python(path, "Recognizer3D", "own_recognizers")
+        monkeypatch.syspath_prepend(tmp_path)
     expected = of_runner(path, checkpoint)
     config = load_config(str(path))
     served = derive(config, ViewOptions())
@@ -219,9 +242,13 @@ def test_a_data_preprocessor_of_another_arithmetic_is_refused(kind: Any) -> None
     assert getattr(kind, "__name__", kind) in error.message
 
 
-def test_a_data_preprocessor_with_mmaction2s_arithmetic_is_served() -> None:
+def test_a_data_preprocessor_with_mmaction2s_arithmetic_is_served(tmp_path: Path) -> None:
     model = changed(MODEL_3D, data_preprocessor=dict(type=Remembers))
-    assert read(model=model).model["data_preprocessor"]["type"] is Remembers
+    found = read(model=model)
+    assert found.model["data_preprocessor"]["type"] is Remembers
+    # its own defaults are not mistaken for mmaction2's
+    path = write_config(tmp_path / "c.py", model=MODEL_3D, test_pipeline=PIPELINE_3D)
+    derive(replace(load_config(str(path)), model=found.model), ViewOptions())
 
 
 class MyRecognizer(Recognizer3D):  # type: ignore[misc]
@@ -373,6 +400,16 @@ class MyVideos(VideoDataset):  # type: ignore[misc]
 @pytest.mark.parametrize("kind", [VideoDataset, "mmaction.VideoDataset", "NotInstalledDataset"])
 def test_mmaction2s_own_datasets_need_no_note(kind: Any) -> None:
     assert read(test_dataloader=dataset(type=kind)).notes == ()
+
+
+class MyWrapper:
+    pass
+
+
+def test_a_wrapper_of_the_users_own_is_noted() -> None:
+    note = only_note(read(test_dataloader=dict(dataset=dict(type=MyWrapper, **dataset()))))
+    assert note.startswith("test_dataloader.dataset is ")
+    assert "test_evaluation.MyWrapper" in note
 
 
 def test_a_dataset_of_the_users_own_is_noted() -> None:

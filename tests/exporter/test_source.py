@@ -241,6 +241,15 @@ def test_a_recognizer_of_the_users_by_mmaction2s_name_is_the_one_that_is_built(
     assert f"{built.__module__}.{built.__name__}" == config.recognizer
 
 
+def test_a_part_that_nothing_registered_is_named_with_the_way_to_import_it(tmp_path: Path) -> None:
+    model = changed(MODEL_3D, backbone__type="MyNet")
+    path = write_config(tmp_path / "c.py", model=model, test_pipeline=PIPELINE_3D)
+    config = load_config(str(path))
+    error = refusal(ConfigError, lambda: source.build_untrained(config))
+    assert "MyNet is not in the mmaction::model registry" in error.message
+    assert "custom_imports" in error.hint
+
+
 @pytest.mark.parametrize("form", [as_it_is, dumped])
 def test_a_transform_of_the_users_by_mmaction2s_name_is_refused_by_its_own(
     tmp_path: Path, form: Callable[[Path], Path]
