@@ -11,9 +11,17 @@ from action_client import cli as client_cli
 from action_client.bench import cli as bench_cli
 from action_export.cli import export as export_cli
 from action_export.cli import serve as serve_cli
+from action_export.serve import ServerOptions
+from action_export.serve.access import access_flags
 
 ROOT = Path(__file__).parents[2]
-NOT_OURS = {"--rm", "--shm-size", "--model-repository"}  # docker's and tritonserver's
+NOT_OURS = {  # docker's and tritonserver's
+    "--rm",
+    "--shm-size",
+    "--model-repository",
+    "--grpc-restricted-protocol",
+    "--http-restricted-api",
+}
 
 
 def test_errors_page_is_current() -> None:
@@ -39,6 +47,16 @@ def test_every_option_that_is_named_exists(page: str, capsys: pytest.CaptureFixt
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) | NOT_OURS
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text("utf-8")))
     assert named <= known
+
+
+def test_the_container_has_the_doors_shut_that_the_embedded_server_shuts() -> None:
+    command = (ROOT / "README.md").read_text("utf-8").partition("docker run")[2].partition("```")[0]
+    flags = access_flags(ServerOptions(admin_key="KEY"))
+    assert len(flags) == 2
+    for flag in flags:
+        assert flag.replace("=KEY", '="$key"') in command
+    ports = re.findall(r"-p (\S+)", command)
+    assert ports == [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)]
 
 
 def test_every_test_that_is_named_exists() -> None:

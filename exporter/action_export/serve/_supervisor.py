@@ -172,7 +172,9 @@ class Watch:
 def _stubs(server: int) -> Iterator[Stub]:
     """The stubs that run below tritonserver."""
     for pid in _children_of_threads(server):
-        with suppress(OSError):
+        with suppress(
+            OSError, ValueError, LookupError
+        ):  # it has ended meanwhile, or is none of ours
             line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             # program, REPO/MODEL/VERSION/FILE, region, two sizes, parent, folder, offset, instance
             arguments = line.split("\0")
@@ -225,13 +227,15 @@ def _is_served(
         connection.request("POST", "/v2/repository/index", headers=index["headers"])
         response = connection.getresponse()
         content = response.read()
+        if response.status != http.HTTPStatus.OK:
+            return unknown
+        states = {(m["name"], m.get("version")): m.get("state") for m in json.loads(content)}
     except (OSError, http.client.HTTPException):
         return None
+    except (ValueError, LookupError, TypeError):
+        return unknown  # not Triton's list: whatever stands before it must not end the server
     finally:
         connection.close()
-    if response.status != http.HTTPStatus.OK:
-        return unknown
-    states = {(m["name"], m.get("version")): m.get("state") for m in json.loads(content)}
     state = states.get(model)
     return None if state in ("LOADING", "UNLOADING") else state == "READY"
 
