@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 
 import numpy as np
 from action_runtime import jpeg, sampling, transforms, video, wire
+from action_runtime.limits import DEFAULT, Limits
+from action_runtime.limits import VideoLimitError as VideoTooLargeError
 from action_runtime.sampling import Plan
 from action_runtime.spec import Contract, Resize, SampleFrames
 from numpy.typing import NDArray
 
-from ._errors import DependencyError, InvalidRequestError, VideoError
+from ._errors import DependencyError, InvalidRequestError, VideoError, VideoLimitError
 from ._types import Frames, Request, SampledFrames
 
 # gRPC refuses messages of 2 GiB. The names and shapes around the tensors take less than this.
@@ -93,19 +97,31 @@ def prepare(
     )
 
 
-def sample_file(path: Path, contract: Contract) -> SampledFrames:
+def sample_file(path: Path, contract: Contract, limits: Limits = DEFAULT) -> SampledFrames:
     """Raises VideoError, and InvalidRequestError where `require_rgb` and `plan` do."""
     require_rgb(contract)
     resizer = _Resizer(contract.resize)
     try:
         chosen, frames = video.read_frames(
-            path, lambda info: plan(info.total_frames, info.fps, contract), resizer
+            path, lambda info: plan(info.total_frames, info.fps, contract), resizer, limits
         )
+    except VideoTooLargeError as exc:
+        raise VideoLimitError(exc.message, limit=exc.limit, hint=exc.hint) from exc
     except video.VideoError as exc:
         raise VideoError(exc.message, hint=exc.hint) from exc
     return SampledFrames(
         frames=frames, frame_index=chosen.frame_index, resize_ms=resizer.spent_s * 1e3
     )
+
+
+def noise(contract: Contract) -> SampledFrames:
+    """One frame that no other request sends, at every position, of the size that the model takes.
+
+    Another each time, because a response cache would answer for a model that has died.
+    """
+    shape = (1, *contract.frame_size, contract.channels)
+    frames = np.frombuffer(os.urandom(math.prod(shape)), np.uint8).reshape(shape)
+    return take_sampled(frames, np.zeros(contract.positions, np.int32), contract)
 
 
 def sample_frames(frames: NDArray[Any], fps: float | None, contract: Contract) -> SampledFrames:
