@@ -238,6 +238,7 @@ def _tool(
         model=options.model,
         model_version=options.model_version,
         data=write_data(sampled, Path(stack.enter_context(TemporaryDirectory()))),
+        use_proxy=options.proxy,
     )
 
 
