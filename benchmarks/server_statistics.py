@@ -25,6 +25,7 @@ class ServerStatistics:
         channel = [
             ("grpc.max_send_message_length", 2**31 - 1),
             ("grpc.max_receive_message_length", 2**31 - 1),
+            ("grpc.enable_http_proxy", 0),
         ]
         self.client: Any = InferenceServerClient(url, channel_args=channel)
         self._ensemble = ensemble

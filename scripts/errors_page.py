@@ -21,7 +21,7 @@ whose `error` is null or has `kind`, `message`, `hint` and `exit_code`. In Pytho
 `exc.message` and `exc.hint`.
 
 Of every command: 0 is success, 1 a bug (with its traceback: please report it), 2 a wrong option,
-130 an interrupt.
+130 an interrupt, 141 the end of what read the output. `action-client --health` has 0 and 1 only.
 """
 
 _STATUSES = {
@@ -48,7 +48,7 @@ def page() -> str:
 def _table(title: str, root: type[Exception]) -> str:
     rows = [
         f"| {kind.exit_code} | `{kind.__name__}` | {_meaning(kind)} |"  # type: ignore[attr-defined]
-        for kind in _kinds(root)
+        for kind in sorted(_kinds(root), key=lambda kind: kind.exit_code)  # type: ignore[attr-defined]
     ]
     return "\n".join(
         [f"## {title}\n", "| exit code | error | meaning |", "|---|---|---|", *rows, ""]

@@ -131,7 +131,7 @@ def test_failed_requests_are_shown_and_set_the_exit_status(
     (failed,) = level["errors"]
     assert (failed["kind"], failed["count"]) == ("ServerError", 1)
     assert level["answers"] >= 2
-    assert "1 caller: 1 x the server should send float32 scores" in err
+    assert "1 caller: 1 x the server should send FP32 scores" in err
 
 
 @pytest.mark.parametrize(
@@ -281,3 +281,24 @@ def test_help_is_quick_and_loads_neither_grpc_nor_av() -> None:
     assert not loaded & {"grpc", "av", "tritonclient.grpc", "cv2", "matplotlib"}
     # 0.2 s on an idle machine; the sets above are what keeps it so.
     assert time.monotonic() - started < 5
+
+
+def test_limits_of_a_video_hold_here_too(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--include-decode"]):
+        code, found, _ = run_json(
+            capsys, server.url, "moves", str(clip), "--max-frames", "59", *more
+        )
+        assert (code, found["error"]["kind"]) == (29, "VideoLimitError")
+
+
+def test_names_command_no_terminal(
+    server: FakeTriton, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = tmp_path / "\x1b[2J.mp4"
+    named.write_bytes(clip.read_bytes())
+    assert cli.main([server.url, "moves", str(named), *SHORT, "--concurrency", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "\\x1b[2J.mp4" in out
+    assert "\x1b" not in out + err

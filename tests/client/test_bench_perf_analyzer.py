@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 
@@ -114,3 +115,16 @@ def test_without_it_the_error_says_where_it_comes_from(
         perf_analyzer.find()
     assert "pip install perf-analyzer" in caught.value.hint
     assert "-py3-sdk" in caught.value.hint
+
+
+@pytest.mark.parametrize("use_proxy", [False, True])
+def test_proxies_of_the_environment_are_its_own_only_on_request(
+    use_proxy: bool, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    told = "import os; print('proxy', os.environ.get('http_proxy')); sys.exit(2)"
+    fake_perf_analyzer.install(Path(tool.program).parent, told)
+    asked = dataclasses.replace(tool, use_proxy=use_proxy)
+    expected = "proxy http://127.0.0.1:9" if use_proxy else "proxy None"
+    with pytest.raises(PerfAnalyzerError, match=expected):
+        perf_analyzer.measure(asked, Load(callers=1))

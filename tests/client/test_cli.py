@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,12 @@ from action_client import (
     ServerUnavailableError,
     VideoClient,
     VideoError,
+    VideoLimitError,
     _request,
     cli,
 )
 from action_client._types import SampledFrames
+from action_runtime.limits import Limits
 from action_runtime.spec import Contract
 from numpy.typing import NDArray
 from support.fake_triton import FakeModel, FakeTriton, fake_triton, scores_of
@@ -78,11 +83,11 @@ def test_a_video_is_decoded_while_the_one_before_is_answered(
 ) -> None:
     both, sample_file, begun = threading.Barrier(2), _request.sample_file, []
 
-    def decode(path: Path, contract: Contract) -> SampledFrames:
+    def decode(path: Path, contract: Contract, limits: Limits) -> SampledFrames:
         begun.append(path)
         if len(begun) == 2:
             both.wait(5)
-        return sample_file(path, contract)
+        return sample_file(path, contract, limits)
 
     def answer(clips: NDArray[np.uint8], contract: Contract) -> NDArray[np.float32]:
         if len(server.received.frames) == 1:
@@ -324,3 +329,113 @@ def test_help_is_quick_and_loads_neither_grpc_nor_av() -> None:
     assert not loaded & {"grpc", "av", "tritonclient.grpc", "cv2"}
     # 0.15 s on an idle machine; the sets above are what keeps it so.
     assert time.monotonic() - started < 5
+
+
+# What is not the client's own text, and streams that cannot show all of it.
+
+SHOUTING = ("\x1b[2J\x1b]0;owned\x07left", "\u202ethgir", "l\xe4uft \u2603")
+
+
+@pytest.fixture
+def shouting(contract: Contract) -> Iterator[FakeTriton]:
+    """Its labels clear the screen, turn the line around, and lie outside of most encodings."""
+    labelled = dataclasses.replace(contract, labels=SHOUTING)
+    with fake_triton({"moves": FakeModel(labelled)}) as running:
+        yield running
+
+
+def test_labels_command_no_terminal_and_stay_whole_in_json(
+    shouting: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([str(clip), "--url", shouting.url]) == 0
+    out = capsys.readouterr().out
+    assert {"\\x1b[2J\\x1b]0;owned\\x07left", "\\u202ethgir", "l\xe4uft"} <= set(out.split())
+    assert not set(out) & set("\x1b\x07\u202e")
+    _, found = run_json(capsys, str(clip), "--url", shouting.url)
+    assert {p["label"] for p in found["results"][0]["top"]} == set(SHOUTING)
+
+
+def test_the_words_of_a_server_command_no_terminal(
+    server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.behaviour.infer_failures = [(grpc.StatusCode.INTERNAL, "\x1b[31mred\x1b[0m")]
+    cli.main([str(clip), "--url", server.url])
+    assert "\\x1b[31mred" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_narrow_encoding_loses_no_video(
+    shouting: FakeTriton, clip: Path, encoding: str, tmp_path: Path
+) -> None:
+    named = tmp_path / "l\xe4uft \u2603.mp4"
+    named.write_bytes(clip.read_bytes())
+    ended = subprocess.run(
+        [*COMMAND, str(named), str(clip), "--url", shouting.url],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    out = ended.stdout.decode(encoding)
+    assert "\\u2603.mp4" in out
+    assert out.count("thgir") == 2
+
+
+def test_who_stops_reading_hears_no_traceback(server: FakeTriton, clip: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, *[str(clip)] * 3, "--url", server.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, b"")
+
+
+# Files.
+
+
+@pytest.mark.parametrize("name", ["2024-05-01T12:30.mp4", "file:clip.mp4", "pipe:0"])
+def test_a_name_with_a_colon_is_a_file(
+    name: str, server: FakeTriton, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(clip.read_bytes())
+    assert cli.main([name, "--url", server.url]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "limit"),
+    [
+        (["--max-file-bytes", "100"], "file_bytes"),
+        (["--max-pixels", "100"], "pixels"),
+        (["--max-frames", "59"], "frames"),
+        (["--max-memory", "100"], "memory"),
+        (["--max-seconds", "1e-9"], "seconds"),
+        (["--formats", "avi,flv"], "formats"),
+    ],
+)
+def test_each_limit_has_its_option(
+    option: list[str],
+    limit: str,
+    server: FakeTriton,
+    clip: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, found = run_json(capsys, str(clip), "--url", server.url, *option)
+    assert code == VideoLimitError.exit_code
+    (result,) = found["results"]
+    assert result["error"]["kind"] == "VideoLimitError"
+    if limit != "formats":
+        assert option[0] in result["error"]["hint"]
+
+
+def test_a_pipe_is_read_on_request(server: FakeTriton, clip: Path) -> None:
+    command = [*COMMAND, "/dev/stdin", "--url", server.url]
+    refused = subprocess.run(command, stdin=subprocess.PIPE, timeout=60, check=False)
+    assert refused.returncode == VideoLimitError.exit_code
+    with subprocess.Popen([*command, "--any-file"], stdin=subprocess.PIPE) as process:
+        process.communicate(clip.read_bytes(), timeout=60)
+    assert process.returncode == 0

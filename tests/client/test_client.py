@@ -32,8 +32,7 @@ from action_client import (
     plan,
     published_models,
 )
-from action_runtime import jpeg, sampling, wire
-from action_runtime import video as decoding
+from action_runtime import decoders, jpeg, sampling, wire
 from action_runtime.spec import Contract, Jpeg
 from action_runtime.transforms import make_clips
 from action_runtime.video import read_frames
@@ -242,13 +241,13 @@ def test_awaited_requests_are_on_their_way_together(server: FakeTriton, contract
 def test_decoding_does_not_hold_up_the_event_loop(
     server: FakeTriton, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = decoding.read_frames
+    original = decoders.read_frames
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.4)
         return original(*arguments)
 
-    monkeypatch.setattr(decoding, "read_frames", slow)
+    monkeypatch.setattr(decoders, "read_frames", slow)
 
     async def run() -> int:
         ticks = 0

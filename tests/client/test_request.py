@@ -13,7 +13,14 @@ import pytest
 from action_client import DependencyError, InvalidRequestError, _request, plan
 from action_client._types import SampledFrames
 from action_runtime import jpeg, sampling, transforms
-from action_runtime.spec import Contract, Jpeg, KeepRatioResize, SampleFrames
+from action_runtime.spec import (
+    Contract,
+    DenseSampleFrames,
+    Jpeg,
+    KeepRatioResize,
+    SampleFrames,
+    Sampler,
+)
 from support.encode import encode, moving_shapes
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
@@ -234,3 +241,71 @@ def test_a_request_beyond_two_gib_is_refused_before_it_is_copied(contract: Contr
     with pytest.raises(InvalidRequestError, match=r"346 frames of 1920x1080 are 2\.00 GiB") as seen:
         _request.encode(sampled, contract, "moves", "")
     assert "--num-clips" in seen.value.hint
+
+
+# What a client must not do to the positions: an encoder that sorts them, or counts in 16 bits,
+# passes on long videos whose clips go forward.
+
+
+@pytest.mark.parametrize(
+    ("sampler", "total"),
+    [
+        # Clips that are longer than the video begin again.
+        (SampleFrames(clip_len=8, frame_interval=3), 7),
+        # Clips overlap, and each goes back before the end of the one before it.
+        (SampleFrames(clip_len=8, frame_interval=3, num_clips=4), 30),
+        # The clips of the second half lie between those of the first.
+        (SampleFrames(clip_len=1, num_clips=5, twice_sample=True), 60),
+        (DenseSampleFrames(clip_len=8, frame_interval=2, num_clips=3), 60),
+    ],
+    ids=["around the end", "overlapping", "twice", "dense"],
+)
+def test_positions_are_sent_in_the_order_of_the_model(
+    sampler: Sampler, total: int, contract: Contract
+) -> None:
+    sampled_at = sampling.sample(total, None, sampler)
+    assert np.any(np.diff(sampled_at) < 0)
+    asked = dataclasses.replace(contract, sampler=sampler)
+    frames = noise(total, 48, 48)
+    sent = _request.sample_frames(frames, None, asked)
+    message, _ = _request.encode(sent, asked, "moves", "")
+    pixels, positions = parsed(message).raw_input_contents
+    rows = np.frombuffer(pixels, np.uint8).reshape(-1, 48, 48, 3)
+    assert np.array_equal(rows[np.frombuffer(positions, "<i4")], frames[sampled_at])
+
+
+@pytest.mark.parametrize("total", [32_768, 40_000, 70_000, 3_000_000])
+def test_frames_of_long_videos_keep_their_numbers(total: int, contract: Contract) -> None:
+    """32767 and 65535 are as far as 16 bits count."""
+    asked = dataclasses.replace(
+        contract, sampler=SampleFrames(clip_len=2, frame_interval=1, num_clips=4)
+    )
+    chosen = plan(total, None, asked)
+    gap = (total - 2) / 3
+    starts = [round(gap * clip) for clip in range(4)]
+    expected = [start + step for start in starts for step in (0, 1)]
+    assert chosen.frame_numbers[chosen.frame_index].tolist() == expected
+    assert chosen.frame_numbers[-1] == total - 1
+
+
+def test_a_clip_of_more_frames_than_16_bits_count_keeps_its_positions(contract: Contract) -> None:
+    asked = dataclasses.replace(contract, sampler=SampleFrames(clip_len=70_000))
+    rows = plan(70_000, None, asked)
+    sent = SampledFrames(frames=noise(1, 1, 1), frame_index=rows.frame_index)
+    message, _ = _request.encode(sent, asked, "moves", "")
+    positions = np.frombuffer(parsed(message).raw_input_contents[1], "<i4")
+    assert np.array_equal(positions, np.arange(70_000))
+
+
+def test_every_way_to_the_frames_keeps_the_positions(clip: Path, contract: Contract) -> None:
+    asked = dataclasses.replace(contract, sampler=SampleFrames(clip_len=4, num_clips=30))
+    chosen = plan(60, None, asked)
+    assert np.any(np.diff(chosen.frame_index) < 0)
+    frames = noise(60, 48, 48)
+    ways = (
+        _request.sample_file(clip, asked),
+        _request.sample_frames(frames, None, asked),
+        _request.take_sampled(frames[chosen.frame_numbers], chosen.frame_index, asked),
+    )
+    for sent in ways:
+        assert np.array_equal(sent.frame_index, chosen.frame_index)

@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_server_to_the_last_bit(contract: Contract) -> N
     ids=["none", "another class count", "another rank", "another type"],
 )
 def test_an_answer_of_another_form_is_an_error(sent: np.ndarray | None, contract: Contract) -> None:
-    with pytest.raises(ServerError, match=r"float32 scores of shape \[1, 3\]"):
+    with pytest.raises(ServerError, match=r"FP32 scores of shape \[1, 3\]"):
         _response.scores_of(answer(sent), contract)
 
 

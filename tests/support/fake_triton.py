@@ -41,12 +41,14 @@ class Behaviour:
     infer_failures: the same for inferences only.
     delay_s: before each inference.
     scores: computes the answer, [1, classes], from uint8 clips [1, views, T, h, w, C].
+    spoil: changes the ModelInferResponse that is sent.
     """
 
     failures: list[tuple[grpc.StatusCode, str]] = field(default_factory=list)
     infer_failures: list[tuple[grpc.StatusCode, str]] = field(default_factory=list)
     delay_s: float = 0.0
     scores: Callable[[NDArray[np.uint8], Contract], NDArray[np.float32]] | None = None
+    spoil: Callable[[Any], None] | None = None
 
 
 @dataclass
@@ -164,6 +166,8 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name="scores", datatype="FP32", shape=scores.shape)
         response.raw_output_contents.append(scores.tobytes())
+        if self.behaviour.spoil:
+            self.behaviour.spoil(response)
         return response
 
     def _note(self, call, context):

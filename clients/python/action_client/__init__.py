@@ -11,6 +11,7 @@ sends each sampled frame once. `AsyncVideoClient` is the same for asyncio; `plan
 that decode by their own means.
 """
 
+from action_runtime.limits import Limits
 from action_runtime.sampling import Plan
 from action_runtime.spec import Contract
 
@@ -18,6 +19,7 @@ from ._async_client import AsyncVideoClient
 from ._client import VideoClient, published_models
 from ._errors import (
     ActionClientError,
+    ClientClosedError,
     DeadlineError,
     DependencyError,
     InvalidRequestError,
@@ -27,6 +29,7 @@ from ._errors import (
     ServerError,
     ServerUnavailableError,
     VideoError,
+    VideoLimitError,
 )
 from ._request import plan
 from ._types import Classification, Prediction, Timings
@@ -35,10 +38,12 @@ __all__ = [
     "ActionClientError",
     "AsyncVideoClient",
     "Classification",
+    "ClientClosedError",
     "Contract",
     "DeadlineError",
     "DependencyError",
     "InvalidRequestError",
+    "Limits",
     "ModelNotFoundError",
     "NotPublishedError",
     "PerfAnalyzerError",
@@ -49,6 +54,7 @@ __all__ = [
     "Timings",
     "VideoClient",
     "VideoError",
+    "VideoLimitError",
     "plan",
     "published_models",
 ]

@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from action_runtime.limits import DEFAULT, Limits
 from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
 from . import _request, _response
-from ._transport import AsyncConnection, Endpoint
+from ._transport import AsyncConnection, Endpoint, check_text
 from ._types import Classification, SampledFrames
 
 
@@ -33,11 +34,22 @@ class AsyncVideoClient:
         timeout_s: float = 30.0,
         retries: int = 2,
         credentials: Any = None,
+        use_proxy: bool = False,
+        limits: Limits = DEFAULT,
     ) -> None:
+        check_text("model", model)
+        check_text("model_version", model_version)
         self.model = model
         self.model_version = model_version
+        self.limits = limits
         self._connection = AsyncConnection(
-            Endpoint(url=url, timeout_s=timeout_s, retries=retries, credentials=credentials)
+            Endpoint(
+                url=url,
+                timeout_s=timeout_s,
+                retries=retries,
+                credentials=credentials,
+                use_proxy=use_proxy,
+            )
         )
         self._contract: Contract | None = None
         self._reading = asyncio.Lock()
@@ -67,7 +79,7 @@ class AsyncVideoClient:
     async def classify(self, path: str | Path, top_k: int = 5) -> Classification:
         """Decodes the frames that the model needs from a video file, and classifies them."""
         return await self._classify(
-            lambda contract: _request.sample_file(Path(path), contract), top_k
+            lambda contract: _request.sample_file(Path(path), contract, self.limits), top_k
         )
 
     async def classify_frames(
@@ -85,6 +97,10 @@ class AsyncVideoClient:
         return await self._classify(
             lambda contract: _request.take_sampled(frames, frame_index, contract), top_k
         )
+
+    async def check_health(self) -> None:
+        """Whether the model answers a real request rightly; see VideoClient."""
+        await self._classify(_request.noise, top_k=1)
 
     async def _classify(
         self, sample: Callable[[Contract], SampledFrames], top_k: int

@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from action_runtime.limits import DEFAULT, Limits
 from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
 from . import _request, _response
 from ._errors import NotPublishedError
-from ._transport import Connection, Endpoint
+from ._transport import Connection, Endpoint, check_text
 from ._types import Classification, Request, SampledFrames
 
 
@@ -29,6 +30,8 @@ class VideoClient:
         timeout_s: for each exchange with the server, its retries included; not for decoding.
         retries: further tries when the server cannot be reached.
         credentials: grpc.ChannelCredentials for TLS; None is plain text.
+        use_proxy: go through the proxy that http_proxy names in the environment.
+        limits: what a video file may cost before it is refused.
 
     Raises:
         ActionClientError: every method does, and nothing else that it can foresee; `_errors` has
@@ -44,11 +47,22 @@ class VideoClient:
         timeout_s: float = 30.0,
         retries: int = 2,
         credentials: Any = None,
+        use_proxy: bool = False,
+        limits: Limits = DEFAULT,
     ) -> None:
+        check_text("model", model)
+        check_text("model_version", model_version)
         self.model = model
         self.model_version = model_version
+        self.limits = limits
         self._connection = Connection(
-            Endpoint(url=url, timeout_s=timeout_s, retries=retries, credentials=credentials)
+            Endpoint(
+                url=url,
+                timeout_s=timeout_s,
+                retries=retries,
+                credentials=credentials,
+                use_proxy=use_proxy,
+            )
         )
 
     def __enter__(self) -> VideoClient:
@@ -72,7 +86,9 @@ class VideoClient:
 
     def classify(self, path: str | Path, top_k: int = 5) -> Classification:
         """Decodes the frames that the model needs from a video file, and classifies them."""
-        return self._classify(lambda contract: _request.sample_file(Path(path), contract), top_k)
+        return self._classify(
+            lambda contract: _request.sample_file(Path(path), contract, self.limits), top_k
+        )
 
     def classify_frames(
         self, frames: NDArray[np.uint8], fps: float | None = None, top_k: int = 5
@@ -94,6 +110,17 @@ class VideoClient:
             lambda contract: _request.take_sampled(frames, frame_index, contract), top_k
         )
 
+    def check_health(self) -> None:
+        """Whether the model answers a real request rightly: scores of its classes, all numbers.
+
+        Sends one frame of noise, each time another, so that no cache answers. Triton's own health
+        calls stay good when the process of the preprocessing has died.
+
+        Raises:
+            ActionClientError: it does not, and why.
+        """
+        self._classify(_request.noise, top_k=1)
+
     def _classify(self, sample: Callable[[Contract], SampledFrames], top_k: int) -> Classification:
         _response.check_top_k(top_k)
         contract = self.contract
@@ -109,7 +136,12 @@ class VideoClient:
 
 
 def published_models(
-    url: str, *, timeout_s: float = 30.0, retries: int = 2, credentials: Any = None
+    url: str,
+    *,
+    timeout_s: float = 30.0,
+    retries: int = 2,
+    credentials: Any = None,
+    use_proxy: bool = False,
 ) -> tuple[str, ...]:
     """Names of the ready models on a server that action-export published, in alphabetical order.
 
@@ -117,7 +149,13 @@ def published_models(
         ActionClientError: the server cannot be reached, or fails.
     """
     connection = Connection(
-        Endpoint(url=url, timeout_s=timeout_s, retries=retries, credentials=credentials)
+        Endpoint(
+            url=url,
+            timeout_s=timeout_s,
+            retries=retries,
+            credentials=credentials,
+            use_proxy=use_proxy,
+        )
     )
     try:
         return tuple(name for name in connection.ready_models() if _is_published(connection, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +12,13 @@ from typing import Any
 
 import numpy as np
 from action_runtime import jpeg, sampled, transforms, video, wire
+from action_runtime.limits import DEFAULT, Limits
+from action_runtime.limits import VideoLimitError as VideoTooLargeError
 from action_runtime.sampling import Plan
 from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
-from ._errors import DependencyError, InvalidRequestError, VideoError
+from ._errors import DependencyError, InvalidRequestError, VideoError, VideoLimitError
 from ._types import Frames, Request, SampledFrames
 
 # gRPC refuses messages of 2 GiB. The names and shapes around the tensors take less than this.
@@ -48,6 +52,8 @@ def _typed() -> Iterator[None]:
     """Errors of the runtime, which knows no client, as the client's own."""
     try:
         yield
+    except VideoTooLargeError as exc:
+        raise VideoLimitError(exc.message, limit=exc.limit, hint=exc.hint) from exc
     except video.VideoError as exc:
         raise VideoError(exc.message, hint=exc.hint) from exc
     except sampled.SamplingError as exc:
@@ -89,18 +95,28 @@ def prepare(
     )
 
 
-def sample_file(path: Path, contract: Contract) -> SampledFrames:
+def sample_file(path: Path, contract: Contract, limits: Limits = DEFAULT) -> SampledFrames:
     """Raises VideoError, InvalidRequestError where `require_rgb` and `plan` do, and DependencyError
     where the model's decoder is missing.
     """
     try:
         with _typed():
-            return sampled.sample_file(path, contract)
+            return sampled.sample_file(path, contract, limits=limits)
     except transforms.OpenCVMissingError as exc:
         raise DependencyError(
             "the model was trained on frames that OpenCV decodes, and OpenCV is not installed",
             hint='pip install "action-export[fast]"',
         ) from exc
+
+
+def noise(contract: Contract) -> SampledFrames:
+    """One frame that no other request sends, at every position, of the size that the model takes.
+
+    Another each time, because a response cache would answer for a model that has died.
+    """
+    shape = (1, *contract.frame_size, contract.channels)
+    frames = np.frombuffer(os.urandom(math.prod(shape)), np.uint8).reshape(shape)
+    return take_sampled(frames, np.zeros(contract.positions, np.int32), contract)
 
 
 def sample_frames(frames: NDArray[Any], fps: float | None, contract: Contract) -> SampledFrames:

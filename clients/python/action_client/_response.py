@@ -33,7 +33,8 @@ def contract_of(config: Any) -> Contract:
         )
     try:
         return Contract.from_json(config.parameters[PARAMETER].string_value)
-    except ContractError as exc:
+    # A text of another hand may have any type in any place.
+    except (ContractError, ValueError, TypeError, AttributeError, ArithmeticError) as exc:
         raise NotPublishedError(
             f"the serving contract of the model {name!r} cannot be read: {exc}",
             hint="install the version of action-export that published it",
@@ -49,19 +50,42 @@ def scores_of(result: Any, contract: Contract) -> NDArray[np.float32]:
     """float32 [classes] of a ModelInferResponse.
 
     Raises:
-        ServerError: no scores, or not one for each class of the contract.
+        ServerError: no scores, not one for each class of the contract, or no numbers.
     """
-    from tritonclient.grpc import InferResult
-
-    scores = InferResult(result).as_numpy("scores")
-    if scores is None or scores.shape != (1, contract.classes) or scores.dtype != np.float32:
-        got = "none" if scores is None else f"{scores.dtype} of shape {list(scores.shape)}"
+    output, content = _output(result, "scores")
+    shape = [] if output is None else list(output.shape)
+    fits = output is not None and (output.datatype, shape) == ("FP32", [1, contract.classes])
+    if not fits or content is None or len(content) != 4 * contract.classes:
+        got = "none" if output is None else f"{output.datatype} of shape {shape}"
+        size = "" if content is None else f" in {len(content)} bytes"
         raise ServerError(
-            f"the server should send float32 scores of shape [1, {contract.classes}]; got {got}",
+            f"the server should send FP32 scores of shape [1, {contract.classes}]; got {got}{size}",
             hint="check that the model on the server is as action-export wrote it",
         )
-    row: NDArray[np.float32] = scores[0]
+    row: NDArray[np.float32] = np.frombuffer(content, "<f4").astype(np.float32)
+    if not np.isfinite(row).all():
+        raise ServerError(
+            f"{np.count_nonzero(~np.isfinite(row))} of the {contract.classes} scores that the "
+            "server sent are no numbers",
+            hint="the server's log may say more; a precision below float32 may be too small for "
+            "this model",
+        )
     return row
+
+
+def _output(result: Any, name: str) -> tuple[Any, bytes | None]:
+    """The description of an output of a ModelInferResponse and its bytes, None for what is missing.
+
+    Servers other than Triton send numbers in place of bytes.
+    """
+    for position, output in enumerate(result.outputs):
+        if output.name != name:
+            continue
+        raw = result.raw_output_contents
+        if not raw:
+            return output, np.array(output.contents.fp32_contents, "<f4").tobytes()
+        return output, raw[position] if position < len(raw) else None
+    return None, None
 
 
 def classification(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import (
     ActionClientError,
+    ClientClosedError,
     DeadlineError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _FIRST_PAUSE_S = 0.2
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+# gRPC counts deadlines in nanoseconds from 1970.
+_LONGEST_S = 1e9
 
 # gRPC's own limit of a message is 4 MiB. By default it waits a second after a refused connection,
 # and every retry within it fails without being tried.
@@ -43,12 +47,15 @@ class Endpoint:
     retries: further tries after a failed connection. Requests change nothing on the server, so
         asking twice is safe.
     credentials: grpc.ChannelCredentials for TLS; None is plain text.
+    use_proxy: go through the proxy of the environment (http_proxy), which gRPC else asks even on
+        the way to localhost.
     """
 
     url: str
     timeout_s: float = 30.0
     retries: int = 2
     credentials: Any = None
+    use_proxy: bool = False
 
     def __post_init__(self) -> None:
         scheme, _, rest = self.url.partition("://")
@@ -57,12 +64,23 @@ class Endpoint:
                 f"{self.url!r} is not an address for gRPC",
                 hint="write host:port without a scheme, and Triton's gRPC port: localhost:8001",
             )
-        if not self.timeout_s > 0:
+        check_text("url", self.url)
+        if not 0 < self.timeout_s <= _LONGEST_S:
             raise InvalidRequestError(
-                f"timeout_s is {self.timeout_s}", hint="allow more than 0 seconds"
+                f"timeout_s is {self.timeout_s}",
+                hint=f"allow more than 0 seconds, and at most {_LONGEST_S:g}",
             )
         if self.retries < 0:
             raise InvalidRequestError(f"retries is {self.retries}", hint="0 is not to retry")
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises InvalidRequestError for what no message of gRPC can hold."""
+    if not text.isprintable():
+        raise InvalidRequestError(
+            f"{name} is {text!a}, which holds characters that no name or address has",
+            hint="check how it came here",
+        )
 
 
 class Attempts:
@@ -153,9 +171,10 @@ class _Calls:
 
 
 def _open(grpc_or_aio: Any, endpoint: Endpoint) -> Any:
+    options = [*_CHANNEL_ARGS, ("grpc.enable_http_proxy", int(endpoint.use_proxy))]
     if endpoint.credentials is None:
-        return grpc_or_aio.insecure_channel(endpoint.url, options=_CHANNEL_ARGS)
-    return grpc_or_aio.secure_channel(endpoint.url, endpoint.credentials, options=_CHANNEL_ARGS)
+        return grpc_or_aio.insecure_channel(endpoint.url, options=options)
+    return grpc_or_aio.secure_channel(endpoint.url, endpoint.credentials, options=options)
 
 
 def _config_request(model: str, version: str) -> Any:
@@ -202,13 +221,17 @@ class Connection:
     def _call(self, model: str, method: Callable[..., Any], request: Any) -> Any:
         import grpc
 
-        _check_open(self._closed)
         attempts = Attempts(self._endpoint, model)
         while True:
+            _check_open(self._closed)
             try:
                 return method(request, timeout=attempts.time_left_s())
             except grpc.RpcError as exc:
+                _check_open(self._closed, exc)
                 time.sleep(attempts.pause_s(exc))
+            except ValueError as exc:  # of gRPC, where another thread has closed the channel
+                _check_open(self._closed, exc)
+                raise
 
 
 class AsyncConnection:
@@ -246,20 +269,33 @@ class AsyncConnection:
         return self._opened
 
     async def _call(self, model: str, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
-        import grpc
+        import grpc.aio
 
         attempts = Attempts(self._endpoint, model)
         while True:
+            _check_open(self._closed)
             try:
                 return await method(request, timeout=attempts.time_left_s())
             except grpc.RpcError as exc:
+                _check_open(self._closed, exc)
                 await asyncio.sleep(attempts.pause_s(exc))
+            except (asyncio.CancelledError, grpc.aio.UsageError) as exc:
+                # Closing the channel cancels its calls, and so may whoever awaits this one.
+                if not _is_cancelled():
+                    _check_open(self._closed, exc)
+                raise
 
 
 def _ready(index: Any) -> list[str]:
     return sorted({model.name for model in index.models if model.state == "READY"})
 
 
-def _check_open(closed: bool) -> None:
+def _check_open(closed: bool, cause: BaseException | None = None) -> None:
     if closed:
-        raise RuntimeError("the client is closed")
+        raise ClientClosedError("the client is closed", hint="make a new one") from cause
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has asked the running task to end; Python 3.10 does not tell."""
+    task = asyncio.current_task()
+    return bool(task is not None and getattr(task, "cancelling", int)())

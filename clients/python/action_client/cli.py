@@ -1,15 +1,22 @@
-"""`action-client VIDEO...`: classes of video files from a running server, as tables or JSON."""
+"""`action-client VIDEO...`: classes of video files from a running server, as tables or JSON.
+
+`action-client --health`: whether a model answers, by its exit status.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from action_runtime import terminal
+from action_runtime.terminal import plain
+
+from ._options import add_limits, add_proxy, limits_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
     from ._types import Request
 
 _INTERRUPTED = 130  # what shells report for a process that SIGINT ended
+_NEWLINE = "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +38,49 @@ class _Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or that of the first error (docs/errors.md)."""
-    options = _parser().parse_args(argv)
+    return terminal.run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if bool(options.videos) == options.health:
+        parser.error("--health takes no VIDEO" if options.health else "a VIDEO is required")
     # After parsing, so that --help needs neither numpy nor gRPC.
+    return _health(options) if options.health else _classify(options)
+
+
+def _health(options: argparse.Namespace) -> int:
+    """0 or 1, as a probe expects it."""
+    from . import ActionClientError, VideoClient
+
+    model: str | None = options.model
+    failure: ActionClientError | KeyboardInterrupt | None = None
+    try:
+        model = model or _only_model(options)
+        with VideoClient(
+            options.url,
+            model,
+            model_version=options.model_version,
+            timeout_s=options.timeout,
+            use_proxy=options.proxy,
+        ) as client:
+            client.check_health()
+    except (ActionClientError, KeyboardInterrupt) as exc:
+        failure = exc
+        _complain(exc)
+    if options.json:
+        error = None if failure is None else _error_as_json(failure)
+        found = {"url": options.url, "model": model, "healthy": failure is None, "error": error}
+        print(terminal.as_json(found))
+    elif failure is None:
+        print(f"{plain(model)} at {plain(options.url)} answers")
+    if isinstance(failure, KeyboardInterrupt):
+        return _INTERRUPTED
+    return 0 if failure is None else 1
+
+
+def _classify(options: argparse.Namespace) -> int:
     from . import ActionClientError
 
     outcomes: list[_Outcome] = []
@@ -46,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = exc
         _complain(exc)
     if options.json:
-        print(json.dumps(_as_json(options.url, model, outcomes, failure), ensure_ascii=False))
+        print(terminal.as_json(_as_json(options.url, model, outcomes, failure)))
     errors = [failure, *(outcome.found for outcome in outcomes)]
     return next((code for code in map(_exit_code, errors) if code), 0)
 
@@ -56,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="action-client",
         description="Classify video files with a model that action-export published.",
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="a video file")
+    parser.add_argument(
+        "--health",
+        action="store_true",
+        help="ask the model about a frame of noise: exit with 0 if it answers rightly, else with 1",
+    )
     parser.add_argument(
         "--url",
         default="localhost:8001",
@@ -81,17 +135,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds for each exchange with the server (%(default)s)",
     )
+    add_proxy(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="also show where the time went, on stderr"
     )
+    add_limits(parser)
     return parser
 
 
 def _only_model(options: argparse.Namespace) -> str:
     from . import InvalidRequestError, ModelNotFoundError, published_models
 
-    names = published_models(options.url, timeout_s=options.timeout)
+    names = published_models(options.url, timeout_s=options.timeout, use_proxy=options.proxy)
     match names:
         case ():
             raise ModelNotFoundError(
@@ -118,7 +174,12 @@ def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
 
     check_top_k(options.top_k)
     with VideoClient(
-        options.url, model, model_version=options.model_version, timeout_s=options.timeout
+        options.url,
+        model,
+        model_version=options.model_version,
+        timeout_s=options.timeout,
+        use_proxy=options.proxy,
+        limits=limits_of(options),
     ) as client:
         require_rgb(client.contract)
         require_codec(client.contract)
@@ -165,7 +226,7 @@ def _prepared(client: VideoClient, video: str) -> Request | ActionClientError:
 
     try:
         return prepare(
-            lambda contract: sample_file(Path(video), contract),
+            lambda contract: sample_file(Path(video), contract, client.limits),
             client.contract,
             client.model,
             client.model_version,
@@ -194,11 +255,11 @@ def _show(outcome: _Outcome, options: argparse.Namespace) -> None:
         _complain(outcome.found, video=outcome.video)
         return
     if not options.json:
-        print(outcome.video, _table(outcome.found), sep="\n", flush=True)
+        print(plain(outcome.video), _table(outcome.found), sep="\n", flush=True)
     if options.verbose:
         timings = outcome.found.timings
         print(
-            f"{outcome.video}: {timings.decode_ms:.0f} ms to decode, "
+            f"{plain(outcome.video)}: {timings.decode_ms:.0f} ms to decode, "
             f"{timings.resize_ms:.0f} ms to resize, {timings.encode_ms:.0f} ms to pack "
             f"{timings.wire_bytes / 2**20:.1f} MiB, {timings.exchange_ms:.0f} ms for the answer",
             file=sys.stderr,
@@ -206,10 +267,11 @@ def _show(outcome: _Outcome, options: argparse.Namespace) -> None:
 
 
 def _table(found: Classification) -> str:
-    width = max(len(prediction.label) for prediction in found.top)
+    labels = [plain(prediction.label) for prediction in found.top]
+    width = max(map(len, labels))
     return "\n".join(
-        f"{rank:4}  {prediction.label:<{width}}  {prediction.score:.4f}"
-        for rank, prediction in enumerate(found.top, 1)
+        f"{rank:4}  {label:<{width}}  {prediction.score:.4f}"
+        for rank, (label, prediction) in enumerate(zip(labels, found.top, strict=True), 1)
     )
 
 
@@ -225,9 +287,9 @@ def _complain(error: ActionClientError | KeyboardInterrupt, video: str = "") -> 
     described = _error_as_json(error)
     message = described["message"]
     where = f"{video}: " if video and video not in message else ""
-    print(f"action-client: {where}{message}", file=sys.stderr)
+    print(f"action-client: {plain(where + message, keep=_NEWLINE)}", file=sys.stderr)
     if described["hint"]:
-        print(f"  {described['hint']}", file=sys.stderr)
+        print(f"  {plain(described['hint'], keep=_NEWLINE)}", file=sys.stderr)
 
 
 def _as_json(

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from action_runtime import terminal
+
 from action_export import __version__
 from action_export.cli.failure import report
 from action_export.cli.show import ProgressDisplay, next_commands, print_result
@@ -32,6 +34,10 @@ docs/errors.md lists the exit codes.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exports; returns the exit code. A bug keeps its traceback."""
+    return terminal.run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if not arguments.list and arguments.triton_repo is None:
@@ -53,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with ProgressDisplay(quiet=arguments.quiet or arguments.json) as display:
         result = api.export(_request(arguments), display.on_step)
     if arguments.json:
-        print(json.dumps(as_json(result), indent=2, ensure_ascii=False))
+        print(terminal.as_json(as_json(result), indent=2))
     else:
         print_result(result, verbose=arguments.verbose)
     return 0
@@ -66,7 +72,7 @@ def _list(arguments: argparse.Namespace) -> int:
     families = zoo.listing()
     if arguments.json:
         text = {name: [asdict(listed) for listed in found] for name, found in families.items()}
-        print(json.dumps({"error": None, "families": text}, indent=2))
+        print(terminal.as_json({"error": None, "families": text}, indent=2))
     else:
         print(zoo.as_text(families))
     return 0

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from action_runtime import terminal
+from action_runtime.terminal import plain
+
 from action_export.errors import ActionExportError
+
+_LINES = "\n\t"
 
 
 def report(program: str, exc: ActionExportError, *, as_json: bool) -> int:
     """Prints the error on stderr, and with --json as `{"error": ...}` on stdout; the exit code."""
-    print(f"{program}: {exc.message}", file=sys.stderr)
+    print(f"{program}: {plain(exc.message, keep=_LINES)}", file=sys.stderr)
     if exc.hint:
-        print(f"  {exc.hint}", file=sys.stderr)
+        print(f"  {plain(exc.hint, keep=_LINES)}", file=sys.stderr)
     if as_json:
         error = {
             "kind": type(exc).__name__,
@@ -20,5 +24,5 @@ def report(program: str, exc: ActionExportError, *, as_json: bool) -> int:
             "hint": exc.hint,
             "exit_code": exc.exit_code,
         }
-        print(json.dumps({"error": error}, ensure_ascii=False))
+        print(terminal.as_json({"error": error}))
     return exc.exit_code

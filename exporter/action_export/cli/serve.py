@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -14,6 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from action_runtime import terminal
+from action_runtime.terminal import plain
 
 from action_export.cli.failure import report
 from action_export.errors import ActionExportError, ModelDiedError, ServeError
@@ -48,6 +50,10 @@ class Stopped(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(sys.argv[1:] if argv is None else argv)
+    return terminal.run(lambda: _main(args))
+
+
+def _main(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except ActionExportError as exc:
@@ -150,7 +156,7 @@ def _wait(server: Server, *, follow_log: bool) -> None:
             text = server.log_text(shown)
             text = text[: text.rfind("\n") + 1]  # whole lines, so no character is cut in two
             shown += len(text.encode())
-            sys.stderr.write(text)
+            sys.stderr.write(plain(text, keep="\n\t"))
             sys.stderr.flush()
         time.sleep(POLL_S)
 
@@ -251,7 +257,7 @@ def _admin_key(file: Path | None) -> str | None:
 
 
 def _as_json(server: Server) -> str:
-    return json.dumps(
+    return terminal.as_json(
         {
             "error": None,
             "grpc_url": server.grpc_url,
@@ -284,7 +290,7 @@ def _progress(args: argparse.Namespace, text: str) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"action-serve: {text}\n")
+    sys.stderr.write(f"action-serve: {plain(text)}\n")
     sys.stderr.flush()
 
 

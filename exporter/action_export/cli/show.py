@@ -7,6 +7,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from action_runtime.terminal import plain
+
 from action_export.repository import SCRIPT
 from action_export.types import ExportResult, StepEvent
 
@@ -40,14 +42,16 @@ class ProgressDisplay:
             return
         if self._status is None:
             if event.result is not None:
-                line = f"{event.step:<16} {event.seconds:6.1f} s  {event.result}"
+                line = f"{event.step:<16} {event.seconds:6.1f} s  {plain(event.result)}"
                 print(line, file=sys.stderr, flush=True)
         elif event.phase:
-            self._status.update(self._status.task_ids[-1], result=event.phase)
+            self._status.update(self._status.task_ids[-1], result=_unmarked(event.phase))
         elif event.result is None:
             self._status.add_task(f"{event.step:<16}", total=1, result="")
         else:
-            self._status.update(self._status.task_ids[-1], completed=1, result=event.result)
+            self._status.update(
+                self._status.task_ids[-1], completed=1, result=_unmarked(event.result)
+            )
 
     def __exit__(
         self,
@@ -57,6 +61,13 @@ class ProgressDisplay:
     ) -> None:
         if self._status is not None:
             self._status.stop()
+
+
+def _unmarked(text: str | None) -> str:
+    """As it is, where rich would take brackets for its own marks."""
+    from rich.markup import escape
+
+    return escape(plain(text or ""))
 
 
 def next_commands(result: ExportResult) -> list[str]:
@@ -93,20 +104,23 @@ def print_result(result: ExportResult, *, verbose: bool) -> None:
     table.add_column("result")
     table.add_column("time", justify="right", no_wrap=True)
     for event in result.steps:
-        table.add_row(event.step, event.result, f"{event.seconds:.1f} s")
+        table.add_row(event.step, _unmarked(event.result), f"{event.seconds:.1f} s")
     console.print()
     console.print(table)
     console.print()
     if verbose:
         _print_details(console, result)
     for note in result.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {plain(note)}", markup=False)
     if result.dry_run:
         _print_plan(console, result)
         return
-    console.print(f"{result.name} version {result.version} is published in {result.repo}. Next:")
+    repo = plain(result.repo)
+    console.print(
+        f"{result.name} version {result.version} is published in {repo}. Next:", markup=False
+    )
     for command in next_commands(result):
-        console.print(f"  {command}", markup=False)
+        console.print(f"  {plain(command)}", markup=False)
 
 
 def _print_details(console: Any, result: ExportResult) -> None:
@@ -116,16 +130,17 @@ def _print_details(console: Any, result: ExportResult) -> None:
             line += f", {check.detail}"
         if check.top1 is not None and check.top5 is not None:
             line += f", top-1 {check.top1:.0%} and top-5 {check.top5:.0%} the same"
-        console.print(line, markup=False)
+        console.print(plain(line), markup=False)
     if not result.dry_run:
         for path in result.files:
-            console.print(f"wrote {result.repo / path}", markup=False)
+            console.print(f"wrote {plain(result.repo / path)}", markup=False)
     console.print()
 
 
 def _print_plan(console: Any, result: ExportResult) -> None:
     tensors = result.tensors
-    console.print(f"would publish {result.name} version {result.version} in {result.repo}:")
+    repo = plain(result.repo)
+    console.print(f"would publish {result.name} version {result.version} in {repo}:", markup=False)
     for path in result.files:
         console.print(f"  {path}", markup=False)
     console.print("tensors:")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+from action_runtime import terminal
+from action_runtime.terminal import plain
+
+from .._options import add_limits, add_proxy, limits_of, seconds, whole
 
 if TYPE_CHECKING:
     from action_runtime.spec import Contract
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from .sweep import Measured, Meter
 
 _INTERRUPTED = 130  # what shells report for a process that SIGINT ended
+_NEWLINE = "\n"
 
 EPILOG = """\
 Without --include-decode the frames are prepared once, and what is measured is the server and the
@@ -46,6 +51,10 @@ class _Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or that of the first error (docs/errors.md)."""
+    return terminal.run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     options = _parse(argv)
     # After parsing, so that --help does not wait for gRPC.
     from .._errors import ActionClientError
@@ -73,25 +82,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--concurrency",
-        type=_whole(1),
+        type=whole(1),
         nargs="+",
         default=[1, 2, 4, 8, 16],
         metavar="N",
         help="numbers of callers, a level for each (1 2 4 8 16)",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=5.0, metavar="S", help="window of a level (%(default)g)"
+        "--seconds", type=seconds, default=5.0, metavar="S", help="window of a level (%(default)g)"
     )
     parser.add_argument(
         "--requests",
-        type=_whole(1),
+        type=whole(1),
         default=20,
         metavar="N",
         help="keep a level's window open for so many, ten times --seconds at most (%(default)s)",
     )
     parser.add_argument(
         "--warmup",
-        type=_whole(1),
+        type=whole(1),
         default=2,
         metavar="N",
         help="requests of each caller before the window (%(default)s)",
@@ -108,35 +117,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model-version", default="", metavar="N", help="a version; the server's choice if unset"
     )
     parser.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="S", help="for an answer (%(default)g)"
+        "--timeout", type=seconds, default=60.0, metavar="S", help="for an answer (%(default)g)"
     )
     parser.add_argument(
         "--plot", type=_writable, metavar="FILE.svg", help="draw latency over throughput"
     )
+    add_proxy(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add_limits(parser)
     options = parser.parse_args(argv)
     if options.include_decode and options.video is None:
         parser.error("--include-decode needs a VIDEO")
     if options.include_decode and options.perf_analyzer:
         parser.error("--perf-analyzer decodes nothing: leave out --include-decode")
     return options
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return value
-
-    return number
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time above 0")
-    return value
 
 
 def _writable(text: str) -> Path:
@@ -151,6 +145,7 @@ def _writable(text: str) -> Path:
 
 
 def _run(options: argparse.Namespace, outcome: _Outcome) -> None:
+    from .._transport import Endpoint
     from .load import Load
     from .report import Subject
     from .sweep import connected
@@ -158,7 +153,14 @@ def _run(options: argparse.Namespace, outcome: _Outcome) -> None:
     with ExitStack() as stack:
         target = stack.enter_context(
             connected(
-                options.url, options.model, version=options.model_version, timeout_s=options.timeout
+                Endpoint(
+                    url=options.url,
+                    timeout_s=options.timeout,
+                    retries=0,
+                    use_proxy=options.proxy,
+                ),
+                options.model,
+                options.model_version,
             )
         )
         meter, sent = _meter(options, target, stack)
@@ -193,7 +195,7 @@ def _meter(options: argparse.Namespace, target: Target, stack: ExitStack) -> tup
         send = requests.decoding(_client(options, stack), options.video)
         send()
         return by_callers(target, send), f"{options.video}, decoded for each request"
-    sampled = requests.sampled_from(options.video, target.contract)
+    sampled = requests.sampled_from(options.video, target.contract, limits_of(options))
     request = _request.prepare(
         lambda _: sampled, target.contract, target.model, target.model_version
     )
@@ -218,6 +220,8 @@ def _client(options: argparse.Namespace, stack: ExitStack) -> VideoClient:
         model_version=options.model_version,
         timeout_s=options.timeout,
         retries=0,
+        use_proxy=options.proxy,
+        limits=limits_of(options),
     )
     return stack.enter_context(client)
 
@@ -234,6 +238,7 @@ def _tool(
         model=options.model,
         model_version=options.model_version,
         data=write_data(sampled, Path(stack.enter_context(TemporaryDirectory()))),
+        use_proxy=options.proxy,
     )
 
 
@@ -242,9 +247,9 @@ def _show(options: argparse.Namespace, outcome: _Outcome) -> None:
 
     notes = report.notes(outcome.measured, options.requests)
     if options.json:
-        print(json.dumps(_as_json(options, outcome, notes), ensure_ascii=False))
+        print(terminal.as_json(_as_json(options, outcome, notes)))
     elif outcome.subject and outcome.measured:
-        print(report.text(outcome.subject, outcome.measured))
+        print(plain(report.text(outcome.subject, outcome.measured), keep=_NEWLINE))
     for note in notes:
         _progress(f"note: {note}")
     if options.plot and outcome.subject:
@@ -259,7 +264,7 @@ def _show(options: argparse.Namespace, outcome: _Outcome) -> None:
         case error:
             _progress(error.message)
             if error.hint:
-                print(f"  {error.hint}", file=sys.stderr)
+                print(f"  {plain(error.hint, keep=_NEWLINE)}", file=sys.stderr)
 
 
 def _draw(path: Path, subject: Subject, measured: Sequence[Measured]) -> None:
@@ -319,7 +324,7 @@ def _exit_code(outcome: _Outcome) -> int:
 
 
 def _progress(text: str) -> None:
-    print(f"action-bench: {text}", file=sys.stderr, flush=True)
+    print(f"action-bench: {plain(text, keep=_NEWLINE)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

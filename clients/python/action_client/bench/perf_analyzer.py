@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from .load import Latency, Level, Load
 
 PROGRAM = "perf_analyzer"
 
+# those that gRPC reads
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+
 _TRIALS = 10  # its own default
 _REPORT = "perf.csv"
 _UNSTABLE = ("Failed to obtain stable measurement", "Please use a larger time window")
@@ -36,13 +40,17 @@ it, so the server's share is read from the server."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """perf_analyzer, and what it is to ask. data: the file that `write_data` wrote."""
+    """perf_analyzer, and what it is to ask.
+
+    data: the file that `write_data` wrote. use_proxy: leave it the proxies of the environment.
+    """
 
     program: str
     url: str
     model: str
     model_version: str
     data: Path
+    use_proxy: bool = False
 
 
 def find() -> str:
@@ -102,7 +110,8 @@ def measure(tool: Tool, load: Load) -> Level:
     folder = tool.data.parent
     report = folder / _REPORT
     report.unlink(missing_ok=True)
-    output = _run(arguments(tool, load), folder, 2 * _TRIALS * load.seconds + 60)
+    limit_s = 2 * _TRIALS * load.seconds + 60
+    output = _run(arguments(tool, load), folder, limit_s, use_proxy=tool.use_proxy)
     # The wrapper that pip installs exits with 0 whatever happens.
     if not report.exists():
         raise _failed("wrote no report", output)
@@ -139,12 +148,14 @@ def _ms(microseconds: str) -> float:
     return float(microseconds) / 1e3
 
 
-def _run(command: Sequence[str], folder: Path, limit_s: float) -> str:
+def _run(command: Sequence[str], folder: Path, limit_s: float, *, use_proxy: bool) -> str:
     """What it printed."""
+    environment = {n: v for n, v in os.environ.items() if use_proxy or n not in _PROXIES}
     try:
         ended = subprocess.run(
             command,
             cwd=folder,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from action_runtime.limits import DEFAULT, Limits
 from action_runtime.spec import Contract
 
 from .. import _request, _response
@@ -34,7 +35,7 @@ class Target:
     parts: tuple[str, ...]
 
 
-def sampled_from(video: Path | None, contract: Contract) -> SampledFrames:
+def sampled_from(video: Path | None, contract: Contract, limits: Limits = DEFAULT) -> SampledFrames:
     """What is sent for a video file, or for a clip that is drawn where there is none.
 
     Raises:
@@ -42,7 +43,7 @@ def sampled_from(video: Path | None, contract: Contract) -> SampledFrames:
         InvalidRequestError: the model cannot take a video file.
     """
     if video is not None:
-        return _request.sample_file(video, contract)
+        return _request.sample_file(video, contract, limits)
     plan = _request.plan(_DRAWN_FRAMES, _DRAWN_FPS, contract)
     frames = _drawn(plan.frame_numbers.tolist(), contract.channels)
     return _request.take_sampled(frames, plan.frame_index, contract)

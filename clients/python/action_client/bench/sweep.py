@@ -43,15 +43,13 @@ Meter = Callable[[Load], Measured]
 
 
 @contextmanager
-def connected(
-    url: str, model: str, *, version: str = "", timeout_s: float = 60.0
-) -> Iterator[Target]:
-    """A model on a server. There are no retries: they would hide failures in latencies.
+def connected(endpoint: Endpoint, model: str, version: str = "") -> Iterator[Target]:
+    """A model on a server. Retries would hide failures in latencies: allow none.
 
     Raises:
         ActionClientError: nobody answers, or there is no such published model.
     """
-    connection = Connection(Endpoint(url=url, timeout_s=timeout_s, retries=0))
+    connection = Connection(endpoint)
     try:
         config = connection.model_config(model, version)
         yield Target(
