@@ -153,20 +153,20 @@ def publish_unproved(engine: Engine, wanted: ExportRequest) -> None:
     Every answer of the measurement is compared with mmaction2's, or with that of the runtime alone.
     What is measured as an export is one with its proof, see exporting.py.
     """
-    from action_export import api, openvino, repository
+    from action_export import api, openvino, publishing, repository, staging
     from action_export.progress import Steps
 
     steps = Steps(lambda event: None)
     # the example's config and checkpoint are filled in as `export` does
     wanted = api._with_example(wanted)
     job, model = api._load(wanted, steps)
-    with repository.staging(wanted.triton_repo) as stage:
+    with staging.beside(wanted.triton_repo) as stage:
         repository.write(job.plan, stage)
         graph = api._trace(job, model, stage, steps)
         if engine.format == "openvino":
             openvino.ir_of(graph, stage / job.plan.graph)
         (stage / job.plan.manifest).write_text("{}\n")
-        repository.publish(job.plan, stage)
+        publishing.publish(job.plan, stage)
 
 
 def cpu_flags() -> frozenset[str]:

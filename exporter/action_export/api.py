@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,11 @@ from action_export import (
     measure,
     precision,
     preprocess,
+    publishing,
     reference,
     repository,
     source,
+    staging,
     tensorrt,
     tracing,
 )
@@ -88,10 +91,12 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
         dependencies.require("openvino", extra="openvino")
     for video in request.calibration:
         reference.check_video(video)
+    if not request.dry_run:
+        publishing.recover(request.triton_repo)
     job, model = _load(request, steps)
     if request.dry_run:
         return _result(job, steps, dry_run=True)
-    with repository.staging(request.triton_repo) as stage:
+    with staging.beside(request.triton_repo) as stage:
         with batching.measured() as activations:
             references = _references(job, model, steps)
         job = _with_batch(job, activations.peak)
@@ -106,7 +111,7 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
             record = manifest.build(job, proved, references)
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (stage / job.plan.manifest).write_text(text, encoding="utf-8")
-            repository.publish(job.plan, stage)
+            publishing.publish(job.plan, stage, lambda: _settle(request.settle_s, steps))
             step.result = f"{job.plan.names.ensemble} version {job.plan.version}"
     beside = Path(job.plan.graph).parent
     weights = () if proved.engine else proved.graph.files
@@ -115,9 +120,17 @@ def export(request: ExportRequest, on_step: OnStep = _ignore) -> ExportResult:
         _result(job, steps),
         files=tuple(sorted(files)),
         checks=proved.checks,
-        notes=(*job.notes, *proved.notes),
+        notes=(*job.notes, *proved.notes, *publishing.notes(job.plan)),
         manifest=record,
     )
+
+
+def _settle(seconds: float, steps: Steps) -> None:
+    """Until servers that poll have loaded what has just been published."""
+    begun = time.monotonic()
+    while (passed := time.monotonic() - begun) < seconds:
+        steps.progress("servers that poll load it beside the old version", passed / seconds)
+        time.sleep(min(0.5, seconds - passed))
 
 
 def _with_example(request: ExportRequest) -> ExportRequest:

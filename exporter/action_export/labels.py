@@ -142,7 +142,7 @@ def _beside_published(
     if not names:
         raise ContractChangedError(
             "the published model has labels, and this version would have none",
-            hint="--labels FILE keeps them: the labels.txt of the published recognizer",
+            hint="--labels FILE keeps them: the labels.txt of the published version",
         )
     if not published:
         yield "the published model gets labels with this version, for all its versions"

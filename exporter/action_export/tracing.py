@@ -120,6 +120,7 @@ def _traced(module: torch.nn.Module, clips: TensorSpec, scores: TensorSpec, opse
                 optimize=False,  # see optimise.py
             )
     except torch.onnx.OnnxExporterError as exc:
+        _reraise_interrupt(exc)
         raise TracingError(
             f"torch cannot write this model as ONNX: {_cause(exc)}",
             hint=_HINT,
@@ -172,6 +173,15 @@ def _tidy(model: Any) -> None:
             del node.metadata_props[key]
     for holder in (model, model.graph):
         holder.metadata_props.clear()
+
+
+def _reraise_interrupt(exc: BaseException) -> None:
+    """An interrupt in the middle of an import comes out as the lack of what was to be imported."""
+    inner: BaseException | None = exc
+    while inner is not None:
+        if isinstance(inner, KeyboardInterrupt):
+            raise KeyboardInterrupt from exc
+        inner = inner.__cause__ or inner.__context__
 
 
 def _cause(exc: BaseException) -> str:

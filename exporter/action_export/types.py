@@ -152,6 +152,8 @@ class ExportRequest:
     accelerate: let ONNX Runtime run model.onnx with its TensorRT provider, where there is one.
     plan_in_container: write model.onnx and the script that builds the plan in the serving image.
     gpus: the compute capabilities, such as "8.6", whose plans serve side by side; empty for one.
+    settle_s: how long an old version stays loaded beside a new one, so that servers that poll have
+        the one until they have the other.
     """
 
     triton_repo: Path
@@ -176,6 +178,7 @@ class ExportRequest:
     gpus: tuple[str, ...] = ()
     engine: EngineOptions = EngineOptions()
     model_version: int | None = None
+    settle_s: float = 20.0
     cfg_options: tuple[str, ...] = ()
     trust_checkpoint: bool = False
     relabel: bool = False

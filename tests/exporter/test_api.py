@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from action_export import api, batching, repository
+from action_export import api, batching, publishing, repository, staging
 from action_export.errors import ContractChangedError
 from action_export.types import ExportRequest, StepEvent
 from support.tiny import MODEL_TRN, PIPELINE_TRN, VIDEOS, Tiny, make
@@ -125,6 +125,6 @@ def publish_names(tiny: Tiny, repo: Path, labels: tuple[str, ...]) -> None:
         contract=replace(tiny.contract, labels=labels),
         tensors=tiny.tensors,
     )
-    with repository.staging(repo) as stage:
+    with staging.beside(repo) as stage:
         repository.write(planned, stage)
-        repository.publish(planned, stage)
+        publishing.publish(planned, stage)

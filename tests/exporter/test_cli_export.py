@@ -258,7 +258,7 @@ def foreign_model(a: Attempt) -> None:
 
 
 def contract_of_another_export(a: Attempt) -> None:
-    from action_export import repository
+    from action_export import publishing, repository, staging
     from action_export.types import Tensors
     from action_runtime.spec import Contract, FixedResize, SampleFrames
 
@@ -271,9 +271,9 @@ def contract_of_another_export(a: Attempt) -> None:
     )
     names = repository.check_name("tiny")
     plan = repository.plan(a.repo, names, contract=other, tensors=Tensors.of(other, 1))
-    with repository.staging(a.repo) as stage:
+    with staging.beside(a.repo) as stage:
         repository.write(plan, stage)
-        repository.publish(plan, stage)
+        publishing.publish(plan, stage)
 
 
 def missing_video(a: Attempt) -> None:
@@ -659,7 +659,7 @@ def test_two_exports_are_two_versions_and_the_manifest_repeats_them(
     assert f"action-serve {repo}" in out
     assert "action-client VIDEO --model gestures" in out
 
-    assert main([*argv, "--json"]) == 0
+    assert main([*argv, "--json", "--settle", "0"]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     result = json.loads(out)

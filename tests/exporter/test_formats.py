@@ -39,6 +39,7 @@ def request_(tiny: Tiny, tmp_path: Path) -> ExportRequest:
         name="tiny",
         videos=tuple(VIDEOS),
         proof="graph",
+        settle_s=0,
     )
 
 

@@ -1,13 +1,9 @@
-"""The repository holds what DESIGN says, and a publish that fails leaves it as it was."""
+"""What an export adds to a repository, and what in it stands in the way."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,77 +13,14 @@ import action_templates
 import jinja2
 import pytest
 from action_export import repository
-from action_export.errors import (
-    ContractChangedError,
-    NameRefusedError,
-    RepositoryError,
-)
-from action_export.repository import (
-    Names,
-    Plan,
-    check_name,
-    plan,
-    publish,
-    published_labels,
-    staging,
-    write,
-)
-from action_export.types import Device, Tensors
+from action_export.errors import ContractChangedError, NameRefusedError, RepositoryError
+from action_export.repository import Names, check_name, published_labels
+from action_export.types import Device
 from action_runtime.spec import PARAMETER, Contract, Crop, KeepRatioResize, SampleFrames
 from google.protobuf import text_format
-from support.disk import file_size_limit, open_folder, small_disk, without_privileges
+from support.disk import open_folder, without_privileges
+from support.published import CONTRACT, NAMES, planned, publish_one, read_config, tree
 from tritonclient.grpc import model_config_pb2
-
-CONTRACT = Contract(
-    sampler=SampleFrames(clip_len=4, num_clips=2),
-    resize=KeepRatioResize(short=32),
-    crop=Crop(kind="three", width=32, height=32),
-    classes=3,
-    average="prob",
-    labels=("wave", 'say "hi"', "fête \\ 🎉"),
-    provenance={"config": "tiny"},
-)
-NAMES = Names(ensemble="tiny")
-
-
-def planned(repo: Path, contract: Contract = CONTRACT, **changes: Any) -> Plan:
-    names = changes.pop("names", NAMES)
-    tensors = Tensors.of(contract, changes.pop("max_batch_size", 4))
-    return plan(repo, names, contract=contract, tensors=tensors, **changes)
-
-
-def fill(what: Plan, stage: Path, content: str) -> None:
-    """Stages everything; the graph and the manifest are stand-ins with this content."""
-    write(what, stage)
-    (stage / what.graph).write_text(content)
-    (stage / what.manifest).write_text(content)
-
-
-def publish_one(
-    repo: Path, contract: Contract = CONTRACT, content: str = "graph", **changes: Any
-) -> Plan:
-    what = planned(repo, contract, **changes)
-    with staging(repo) as stage:
-        fill(what, stage, content)
-        publish(what, stage)
-    return what
-
-
-def tree(root: Path) -> dict[str, tuple[int, str]]:
-    """Mode and content of everything below `root`; of a folder, that it is there."""
-    return {
-        str(path.relative_to(root)): (
-            path.lstat().st_mode,
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-        )
-        for path in sorted(root.rglob("*"))
-    }
-
-
-def read_config(repo: Path, name: str) -> Any:
-    text = (repo / name / "config.pbtxt").read_text("utf-8")
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
-
 
 # --- What is written ----------------------------------------------------------------------------
 
@@ -104,11 +37,11 @@ def test_the_layout_is_three_models_of_one_version(published: Path) -> None:
     runtime = {path for path in files if "/action_runtime/" in path}
     assert files - runtime == {
         "tiny/config.pbtxt",
+        "tiny/1/labels.txt",
         "tiny/1/manifest.json",
         "tiny_preprocess/config.pbtxt",
         "tiny_preprocess/1/model.py",
         "tiny_recognizer/config.pbtxt",
-        "tiny_recognizer/labels.txt",
         "tiny_recognizer/1/model.onnx",
     }
     assert runtime
@@ -148,8 +81,8 @@ def test_the_ensemble_is_frames_in_and_scores_out(published: Path) -> None:
     ]
     frames = {"frames": "frames", "frame_index": "frame_index"}
     assert steps == [
-        ("tiny_preprocess", -1, frames, {"clips": "clips"}),
-        ("tiny_recognizer", -1, {"clips": "clips"}, {"scores": "scores"}),
+        ("tiny_preprocess", 1, frames, {"clips": "clips"}),
+        ("tiny_recognizer", 1, {"clips": "clips"}, {"scores": "scores"}),
     ]
 
 
@@ -166,7 +99,7 @@ def test_the_preprocess_model_runs_in_the_python_backend_on_the_cpu(published: P
     ]
 
 
-def test_the_recognizer_batches_and_knows_its_labels(published: Path) -> None:
+def test_the_recognizer_batches(published: Path) -> None:
     config = read_config(published, "tiny_recognizer")
     assert (config.name, config.backend) == ("tiny_recognizer", "onnxruntime")
     assert config.default_model_filename == "model.onnx"
@@ -182,9 +115,7 @@ def test_the_recognizer_batches_and_knows_its_labels(published: Path) -> None:
         ("clips", model_config_pb2.TYPE_UINT8, [6, 4, 32, 32, 3]),
         ("scores", model_config_pb2.TYPE_FP32, [3]),
     ]
-    assert config.output[0].label_filename == "labels.txt"
-    labels = (published / "tiny_recognizer" / "labels.txt").read_text("utf-8")
-    assert tuple(labels.splitlines()) == CONTRACT.labels
+    assert not config.output[0].label_filename
 
 
 def test_the_contract_is_the_same_string_in_both_parameters(published: Path) -> None:
@@ -196,15 +127,25 @@ def test_the_contract_is_the_same_string_in_both_parameters(published: Path) -> 
     assert PARAMETER not in read_config(published, "tiny_recognizer").parameters
 
 
-def test_only_the_latest_version_is_served(published: Path) -> None:
+def test_labels_change_with_the_scores(tmp_path: Path) -> None:
+    repo = tmp_path / "repo"
+    for version in (1, 2):
+        publish_one(repo)
+        (output,) = read_config(repo, "tiny").output
+        assert output.label_filename == f"{version}/labels.txt"
+        labels = (repo / "tiny" / output.label_filename).read_text("utf-8")
+        assert tuple(labels.splitlines()) == CONTRACT.labels
+
+
+def test_each_model_names_the_one_version_that_it_loads(published: Path) -> None:
     for name in NAMES:
-        assert read_config(published, name).version_policy.latest.num_versions == 1
+        assert list(read_config(published, name).version_policy.specific.versions) == [1]
 
 
 def test_without_labels_no_label_file_is_named(tmp_path: Path) -> None:
     repo = tmp_path / "repo"
     publish_one(repo, replace(CONTRACT, labels=()))
-    assert not read_config(repo, "tiny_recognizer").output[0].label_filename
+    assert not read_config(repo, "tiny").output[0].label_filename
     assert not list(repo.rglob("labels.txt"))
 
 
@@ -327,7 +268,7 @@ def test_the_next_version_is_added_beside_the_first(tmp_path: Path) -> None:
     assert what.version == 2
     after = tree(repo)
     changed = {path for path in before if after[path] != before[path]}
-    assert changed == {"tiny/config.pbtxt", "tiny_preprocess/config.pbtxt"}
+    assert changed == {f"{name}/config.pbtxt" for name in NAMES}
     assert (repo / "tiny_recognizer/1/model.onnx").read_text() == "one"
     assert (repo / "tiny_recognizer/2/model.onnx").read_text() == "two"
     assert (repo / "tiny_preprocess/2/model.py").is_file()
@@ -408,8 +349,8 @@ def test_labels_may_change_everywhere_a_client_reads_them(
     assert published_labels(repo, Names(ensemble="tiny")) == before
     publish_one(repo, replace(CONTRACT, labels=after))
     assert published_labels(repo, Names(ensemble="tiny")) == after
-    assert read_config(repo, "tiny_recognizer").output[0].label_filename == "labels.txt"
-    assert (repo / "tiny_recognizer/labels.txt").read_text("utf-8").split("\n")[:-1] == [*after]
+    assert read_config(repo, "tiny").output[0].label_filename == "2/labels.txt"
+    assert (repo / "tiny/2/labels.txt").read_text("utf-8").split("\n")[:-1] == [*after]
 
 
 def test_tensors_that_were_edited_by_hand_are_refused(tmp_path: Path) -> None:
@@ -518,355 +459,9 @@ def test_a_file_in_place_of_the_repository_is_refused(tmp_path: Path) -> None:
         planned(tmp_path / "repo")
 
 
-# --- Staging ------------------------------------------------------------------------------------
-
-
-def test_staging_is_beside_the_repository_and_gone_afterwards(tmp_path: Path) -> None:
-    repo = tmp_path / "repo"
-    publish_one(repo)
-    before = tree(tmp_path)
-    with staging(repo) as stage:
-        assert stage.parent == tmp_path
-        assert stage.stat().st_dev == repo.stat().st_dev
-        (stage / "file").write_text("x")
-    assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize("way", ["link", "..", "."])
-def test_staging_is_never_inside_the_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    repo = tmp_path / "deep" / "repo"
-    (repo / "other").mkdir(parents=True)
-    given = {"link": tmp_path / "link", "..": Path(".."), ".": Path()}[way]
-    (tmp_path / "link").symlink_to(repo)
-    monkeypatch.chdir(repo / "other" if way == ".." else repo)
-    with staging(given) as stage:
-        assert stage.parent == repo.parent
-    what = publish_one(given)
-    assert (repo / what.graph).is_file()
-
-
-def test_missing_parents_are_made_and_stay_with_the_repository(tmp_path: Path) -> None:
-    publish_one(tmp_path / "a" / "b" / "repo")
-    assert (tmp_path / "a/b/repo/tiny/config.pbtxt").is_file()
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["repo"]
-
-
-class Stopped(Exception):
-    """Raised by a test where something else would go wrong."""
-
-
-@pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt, RepositoryError("no")])
-def test_nothing_is_left_of_parents_when_the_block_fails(
-    tmp_path: Path, error: type[BaseException] | BaseException
-) -> None:
-    repo = tmp_path / "a" / "b" / "repo"
-
-    def export() -> None:
-        with staging(repo) as stage:
-            fill(planned(repo), stage, "x")
-            raise error
-
-    with pytest.raises((Stopped, KeyboardInterrupt, RepositoryError)):
-        export()
-    assert not list(tmp_path.iterdir())
-
-
-def test_nothing_is_left_of_parents_that_could_not_all_be_made(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RepositoryError, match="name too long"),
-        staging(tmp_path / "a" / ("b" * 300) / "repo"),
-    ):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("below", ["file/repo", "file/deep/repo"])
-def test_a_file_among_the_parents_is_refused(tmp_path: Path, below: str) -> None:
-    (tmp_path / "file").write_text("a file")
-    repo = tmp_path / below
-    with pytest.raises(RepositoryError, match="Not a directory"), staging(repo):
-        pass
-    assert (tmp_path / "file").read_text() == "a file"
-
-
 def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="name too long"):
         planned(tmp_path / ("r" * 300))
-
-
-def test_a_bug_in_the_block_keeps_its_own_exception(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), staging(tmp_path / "repo"):
-        (tmp_path / "nowhere").read_text()
-
-
-def test_a_repository_that_is_a_mount_point_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "repo", 1024) as repo:
-        if repo is None:
-            pytest.skip("mounting is not permitted here")
-        with pytest.raises(RepositoryError, match="file system of its own") as caught:
-            publish_one(repo)
-        assert f"--triton-repo {repo / 'models'}" in caught.value.hint
-        assert not list(repo.iterdir())
-        assert publish_one(repo / "models").version == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["repo"]
-
-
-# --- A failure at every step --------------------------------------------------------------------
-
-REAL_STEPS = repository._steps
-
-
-def new_repository(folder: Path) -> Path:
-    return folder / "parent" / "repo"
-
-
-def new_model(folder: Path) -> Path:
-    repo = folder / "repo"
-    publish_one(repo, names=Names(ensemble="other"))
-    (repo / "empty").mkdir()
-    return repo
-
-
-def second_version(folder: Path) -> Path:
-    repo = new_model(folder)
-    publish_one(repo)
-    return repo
-
-
-SITUATIONS = {"new repository": new_repository, "new model": new_model, "version 2": second_version}
-STEPS = {"new repository": 4, "new model": 3, "version 2": 7}
-FAILURES: dict[str, Callable[[], BaseException]] = {
-    "disk": lambda: OSError(28, "No space left on device", "somewhere"),
-    "interrupt": KeyboardInterrupt,
-    "bug": Stopped,
-}
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize(
-    ("situation", "step"), [(name, step) for name, count in STEPS.items() for step in range(count)]
-)
-def test_a_failure_at_any_step_leaves_the_repository_as_it_was(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    situation: str,
-    step: int,
-    failure: str,
-    when: str,
-) -> None:
-    repo = SITUATIONS[situation](tmp_path)
-    before = tree(tmp_path)
-    reached: list[int] = []
-
-    def failing_steps(what: Plan, stage: Path) -> Iterator[Any]:
-        for number, (act, undo) in enumerate(REAL_STEPS(what, stage)):
-            yield act if number != step else failing(act), undo
-
-    def failing(act: Callable[[], None]) -> Callable[[], None]:
-        def fail() -> None:
-            reached.append(step)
-            if when == "after":
-                act()
-            raise FAILURES[failure]()
-
-        return fail
-
-    monkeypatch.setattr(repository, "_steps", failing_steps)
-    expected = RepositoryError if failure == "disk" else type(FAILURES[failure]())
-    with pytest.raises(expected) as caught:
-        publish_one(repo, replace(CONTRACT, provenance={"config": "retrained"}))
-    assert reached == [step]
-    assert tree(tmp_path) == before
-    if isinstance(caught.value, RepositoryError):
-        assert "No space left on device" in caught.value.message
-        assert "left as it was" in caught.value.hint
-
-
-@pytest.mark.parametrize("situation", STEPS)
-def test_every_step_is_among_those_that_fail_above(tmp_path: Path, situation: str) -> None:
-    repo = SITUATIONS[situation](tmp_path)
-    what = planned(repo)
-    with staging(repo) as stage:
-        fill(what, stage, "x")
-        count = 0
-        for act, _ in REAL_STEPS(what, stage):
-            act()
-            count += 1
-    assert count == STEPS[situation]
-
-
-@pytest.mark.parametrize("call", ["link", "replace"])
-def test_a_failure_inside_the_replacement_of_a_file_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    repo = second_version(tmp_path)
-    before = tree(tmp_path)
-    real, calls = getattr(os, call), 0
-
-    def failing(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        real(*arguments)
-
-    monkeypatch.setattr(os, call, failing)
-    with pytest.raises(KeyboardInterrupt):
-        publish_one(repo)
-    assert calls >= 2
-    assert tree(tmp_path) == before
-
-
-def test_a_file_system_without_hard_links_is_published_to_and_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_links(*arguments: Any) -> None:
-        raise OSError(95, "Operation not supported")
-
-    repo = second_version(tmp_path)
-    before = tree(tmp_path)
-    monkeypatch.setattr(os, "link", no_links)
-
-    def failing_steps(what: Plan, stage: Path) -> Iterator[Any]:
-        yield from REAL_STEPS(what, stage)
-        raise Stopped
-
-    monkeypatch.setattr(repository, "_steps", failing_steps)
-    with pytest.raises(Stopped):
-        publish_one(repo)
-    assert tree(tmp_path) == before
-    monkeypatch.setattr(repository, "_steps", REAL_STEPS)
-    assert publish_one(repo).version == 2
-
-
-def test_what_cannot_be_put_back_is_named_and_the_rest_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repo = second_version(tmp_path)
-
-    def refuse() -> None:
-        raise OSError(5, "Input/output error", "tiny/config.pbtxt")
-
-    def failing_steps(what: Plan, stage: Path) -> Iterator[Any]:
-        for number, (act, undo) in enumerate(REAL_STEPS(what, stage)):
-            yield act, refuse if number == 4 else undo
-        raise OSError(5, "Input/output error", "somewhere")
-
-    monkeypatch.setattr(repository, "_steps", failing_steps)
-    with pytest.raises(RepositoryError, match=r"tiny/config.pbtxt cannot be put back") as caught:
-        publish_one(repo)
-    assert "remove version 2 of tiny_preprocess, tiny_recognizer, tiny" in caught.value.hint
-    assert not list(repo.rglob("2"))
-
-
-# --- Killed outright ----------------------------------------------------------------------------
-
-
-def killed_after(steps: int, repo: Path) -> None:
-    """Publishes in another process, which is killed once `steps` steps are done."""
-    child = os.fork()
-    if child == 0:
-        what = planned(repo)
-        with staging(repo) as stage:
-            fill(what, stage, "killed")
-            for number, (act, _) in enumerate(REAL_STEPS(what, stage)):
-                if number == steps:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                act()
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-@pytest.mark.parametrize("steps", range(STEPS["version 2"]))
-def test_after_a_kill_clients_see_the_old_version_and_the_next_export_goes_through(
-    tmp_path: Path, steps: int
-) -> None:
-    repo = second_version(tmp_path)
-    ensemble = (repo / "tiny/config.pbtxt").read_bytes()
-    killed_after(steps, repo)
-    assert (repo / "tiny/config.pbtxt").read_bytes() == ensemble
-    assert (repo / "tiny_recognizer/1/model.onnx").read_text() == "graph"
-    what = publish_one(repo, content="next")
-    for path in (what.graph, what.manifest):
-        assert (repo / path).read_text() == "next"
-
-
-def test_after_a_kill_a_new_model_is_no_model_and_the_next_export_says_what_to_remove(
-    tmp_path: Path,
-) -> None:
-    repo = new_model(tmp_path)
-    killed_after(2, repo)
-    assert not (repo / "tiny").exists()
-    with pytest.raises(RepositoryError, match="tiny_preprocess exists") as caught:
-        planned(repo)
-    assert "remove it" in caught.value.hint
-
-
-# --- Disks that refuse for real -----------------------------------------------------------------
-
-
-def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A real file system of 64 KiB; the staged runtime alone is more."""
-    with small_disk(tmp_path / "disk", 64) as disk:
-        if disk is None:
-            pytest.skip("mounting is not permitted here")
-        with pytest.raises(RepositoryError, match="No space left on device") as caught:
-            publish_one(disk / "parent" / "repo", content="x" * 50_000)
-        assert "free space" in caught.value.hint
-        assert not list(disk.iterdir())
-
-
-def test_a_disk_that_fills_up_leaves_a_published_model_as_it_was(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 512) as disk:
-        if disk is None:
-            pytest.skip("mounting is not permitted here")
-        publish_one(disk / "repo")
-        before = tree(disk)
-        with pytest.raises(RepositoryError, match="No space left on device"):
-            publish_one(disk / "repo", content="x" * 600_000)
-        assert tree(disk) == before
-
-
-def test_a_file_that_may_not_grow_leaves_nothing(tmp_path: Path) -> None:
-    """The same without a mount: the kernel refuses the bytes beyond a limit (EFBIG)."""
-    repo = tmp_path / "parent" / "repo"
-    with (
-        file_size_limit(20_000),
-        pytest.raises(RepositoryError, match="File too large") as caught,
-    ):
-        publish_one(repo, content="x" * 50_000)
-    assert "free space" in caught.value.hint
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("closed", ["parent", "repository", "model"])
-def test_a_target_without_permission_is_left_as_it_was(closed: str) -> None:
-    with open_folder() as folder:
-        repo = folder / "repo"
-        publish_one(repo)
-        for path in repo.iterdir():
-            path.chmod(0o777)
-        target = {"parent": folder, "repository": repo, "model": repo / "tiny_recognizer"}[closed]
-        target.chmod(0o555)
-        before = tree(folder)
-        what = planned(repo, names=Names(ensemble="new") if closed == "repository" else NAMES)
-
-        def export() -> None:
-            with staging(repo) as stage:
-                fill(what, stage, "graph")
-                publish(what, stage)
-
-        with without_privileges(), pytest.raises(RepositoryError) as caught:
-            export()
-        assert "Permission denied" in caught.value.message
-        assert str(target) in caught.value.message
-        assert caught.value.hint
-        assert tree(folder) == before
-        for path in (folder, repo, *repo.iterdir()):
-            path.chmod(0o777)
 
 
 def test_a_repository_that_cannot_be_read_is_refused() -> None:
@@ -880,83 +475,3 @@ def test_a_repository_that_cannot_be_read_is_refused() -> None:
             planned(closed / "repo")
         closed.chmod(0o700)
     assert "cannot be read: Permission denied" in caught.value.message
-
-
-# --- Two exports at once ------------------------------------------------------------------------
-
-
-def winner_of(repo: Path, what: Plan) -> set[str]:
-    return {(repo / path).read_text() for path in (what.graph, what.manifest)}
-
-
-@pytest.mark.parametrize("situation", STEPS)
-def test_of_two_exports_to_one_version_one_wins_and_the_other_leaves_no_trace(
-    tmp_path: Path, situation: str
-) -> None:
-    repo = SITUATIONS[situation](tmp_path)
-    with ExitStack() as stack:
-        first, second = planned(repo), planned(repo)
-        assert first.version == second.version
-        stages = [stack.enter_context(staging(repo)) for _ in range(2)]
-        fill(first, stages[0], "first")
-        fill(second, stages[1], "second")
-        publish(first, stages[0])
-        before = tree(repo)
-        with pytest.raises(RepositoryError, match="cannot be written") as caught:
-            publish(second, stages[1])
-        assert str(repo) in caught.value.message
-        assert tree(repo) == before
-    assert winner_of(repo, first) == {"first"}
-    assert not list(repo.parent.glob(".*"))
-
-
-def test_an_export_does_not_slip_another_contract_into_a_model_that_has_just_appeared(
-    tmp_path: Path,
-) -> None:
-    repo = tmp_path / "repo"
-    other = replace(CONTRACT, average="score")
-    with staging(repo) as stage:
-        late = planned(repo, other, version=2)
-        fill(late, stage, "late")
-        publish_one(repo)
-        before = tree(repo)
-        with pytest.raises(RepositoryError):
-            publish(late, stage)
-        assert tree(repo) == before
-
-
-@pytest.mark.parametrize("situation", STEPS)
-def test_exports_that_race_end_in_one_whole_version(tmp_path: Path, situation: str) -> None:
-    for round_ in range(15):
-        (tmp_path / str(round_)).mkdir()
-        repo = SITUATIONS[situation](tmp_path / str(round_))
-        plans = [planned(repo) for _ in range(3)]
-        barrier = threading.Barrier(len(plans))
-        outcomes: dict[int, BaseException | None] = {}
-
-        def export(
-            number: int,
-            repo: Path = repo,
-            plans: list[Plan] = plans,
-            barrier: threading.Barrier = barrier,
-            outcomes: dict[int, BaseException | None] = outcomes,
-        ) -> None:
-            with staging(repo) as stage:
-                fill(plans[number], stage, f"export {number}")
-                barrier.wait()
-                try:
-                    publish(plans[number], stage)
-                    outcomes[number] = None
-                except RepositoryError as exc:
-                    outcomes[number] = exc
-
-        threads = [threading.Thread(target=export, args=(number,)) for number in range(len(plans))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        winners = [number for number, error in outcomes.items() if error is None]
-        assert len(outcomes) == len(plans)
-        assert len(winners) == 1, outcomes
-        assert winner_of(repo, plans[0]) == {f"export {winners[0]}"}
-        assert not list(repo.parent.glob(".*"))

@@ -51,6 +51,20 @@ def test_the_collector_rests_while_a_module_is_traced(tmp_path: Path) -> None:
     assert gc.get_threshold() == before
 
 
+def test_an_interrupt_that_comes_out_as_another_failure_is_an_interrupt(tmp_path: Path) -> None:
+    """As where it arrives in an import: `except torch._dynamo.exc...` then finds no such module."""
+
+    class Interrupted(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            try:
+                raise KeyboardInterrupt
+            except torch.not_imported.Error:  # type: ignore[attr-defined]
+                return clips
+
+    with pytest.raises(KeyboardInterrupt):
+        trace(Interrupted(), tmp_path / "never.onnx")
+
+
 # --- A recognizer -------------------------------------------------------------------------------
 
 

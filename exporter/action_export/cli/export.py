@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,18 @@ from action_runtime import terminal
 
 from action_export import __version__
 from action_export.cli.failure import report
+from action_export.cli.interrupts import Interrupts, interrupts
 from action_export.cli.show import ProgressDisplay, next_commands, print_result
 from action_export.dependencies import EXPORT, require
 from action_export.errors import ActionExportError
-from action_export.types import EngineOptions, ExportRequest, ExportResult, ViewOptions
+from action_export.types import (
+    EngineOptions,
+    ExportRequest,
+    ExportResult,
+    OnStep,
+    StepEvent,
+    ViewOptions,
+)
 
 _EPILOG = """\
 Without CONFIG the bundled example recognizer is exported.
@@ -42,22 +52,44 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.list and arguments.triton_repo is None:
         parser.error("--triton-repo DIR is required")
-    try:
-        return _list(arguments) if arguments.list else _run(arguments)
-    except ActionExportError as exc:
-        return report("action-export", exc, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print("action-export: interrupted; nothing was published", file=sys.stderr)
-        return 130
+    with interrupts() as stop:
+        listener = _Listener(stop)
+        try:
+            return _list(arguments) if arguments.list else _run(arguments, listener)
+        except ActionExportError as exc:
+            if not stop.arrived:
+                return report("action-export", exc, as_json=arguments.json)
+        except KeyboardInterrupt:
+            pass
+        except Exception:
+            if not stop.arrived:
+                raise
+        print(f"action-export: interrupted; {listener.outcome}", file=sys.stderr)
+        return stop.exit_code
 
 
-def _run(arguments: argparse.Namespace) -> int:
+class _Listener:
+    """Hears of each step, to show it and to end the export where a signal was swallowed."""
+
+    def __init__(self, stop: Interrupts) -> None:
+        self._stop = stop
+        self.outcome = "nothing was published"
+
+    def on_step(self, show: OnStep, event: StepEvent) -> None:
+        if event.step == "publish" and event.result is not None:
+            self.outcome = f"{event.result} is published"
+        else:
+            self._stop.check()
+        show(event)
+
+
+def _run(arguments: argparse.Namespace, listener: _Listener) -> int:
     require(*EXPORT, extra="export")
     # Heavy: torch, mmaction2 and onnx come in below here, after --help and wrong options.
     from action_export import api
 
     with ProgressDisplay(quiet=arguments.quiet or arguments.json) as display:
-        result = api.export(_request(arguments), display.on_step)
+        result = api.export(_request(arguments), partial(listener.on_step, display.on_step))
     if arguments.json:
         print(terminal.as_json(as_json(result), indent=2))
     else:
@@ -108,6 +140,7 @@ def _request(arguments: argparse.Namespace) -> ExportRequest:
         jpeg_quality=arguments.jpeg_quality,
         calibration=tuple(arguments.calibration),
         model_version=arguments.model_version,
+        settle_s=arguments.settle,
         cfg_options=tuple(arguments.cfg_options),
         trust_checkpoint=arguments.trust_checkpoint,
         relabel=arguments.relabel,
@@ -240,6 +273,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--jpeg-quality", type=int, metavar="Q", help="of --wire jpeg, 75 to 100 (default: 90)")
     add("--model-version", type=_positive, metavar="N", help="default: the next free one")
+    add(
+        "--settle",
+        type=_seconds,
+        default=20.0,
+        metavar="SECONDS",
+        help="of a further version: how long the old one stays loaded beside it, in which servers "
+        "that poll come to load the new one (default: %(default)g, as they poll every 15 s)",
+    )
 
     engine = parser.add_argument_group("TensorRT")
     add = engine.add_argument
@@ -311,6 +352,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait")
     return value
 
 
