@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from action_runtime.spec import (
     Contract,
@@ -30,26 +30,19 @@ from action_runtime.spec import (
 )
 
 from action_export import registries
+from action_export.arguments import Arguments
 from action_export.errors import ConfigError, UnsupportedError
 from action_export.evaluation import Transform
+from action_export.served_views import CROPS, INITS, SAMPLERS, from_disk, views_of, with_views
 from action_export.source import RecognizerConfig
 from action_export.types import Layout, Modality, ViewOptions
 
-T = TypeVar("T")
-
 # Decoders by the first part of the names of their transforms.
 _DECODERS: Mapping[str, Decoder] = {"Decord": "decord", "PyAV": "pyav", "OpenCV": "opencv"}
-INITS = tuple(f"{name}Init" for name in _DECODERS)
 DECODES = (*(f"{name}Decode" for name in _DECODERS), "RawFrameDecode")
 # Its frames depend on which PyAV its release of PIMS can open a file with.
 _PIMS = ("PIMSInit", "PIMSDecode")
-_CROPS: Mapping[str, Literal["center", "three", "ten"]] = {
-    "CenterCrop": "center",
-    "ThreeCrop": "three",
-    "TenCrop": "ten",
-}
-_CROP_TRANSFORMS = {kind: name for name, kind in _CROPS.items()}
-_SAMPLERS = ("SampleFrames", "DenseSampleFrames", "UniformSample")
+_OWN = "mmaction.datasets.transforms"  # a scope and a name may by now be the user's
 # mmaction2's defaults come first.
 _LAYOUTS: tuple[Layout, ...] = ("NCHW", "NCTHW")
 _OUT_OF_BOUND: tuple[Literal["loop", "repeat_last"], ...] = ("loop", "repeat_last")
@@ -128,19 +121,19 @@ def derive(config: RecognizerConfig, views: ViewOptions) -> Preprocessing:
         UnsupportedError: a transform, an argument or an order with no serving equivalent.
         ConfigError: the pipeline contradicts itself or the data_preprocessor.
     """
-    has_crop = any(transform["type"] in _CROPS for transform in config.pipeline)
+    has_crop = any(transform["type"] in CROPS for transform in config.pipeline)
     if views.crops != "config" and not has_crop:
         raise UnsupportedError(
             f"the test pipeline of {config.path.name} has no crop for --crops {views.crops}",
             hint="leave --crops out, or add a CenterCrop to the config",
         )
-    pipeline = tuple(_from_disk(_with_views(transform, views)) for transform in config.pipeline)
+    pipeline = tuple(from_disk(with_views(transform, views)) for transform in config.pipeline)
     steps = _Steps(config)
     for position, transform in enumerate(pipeline):
         steps.read(position, transform)
     served = steps.finish(pipeline)
-    original = _views(config.pipeline)
-    return replace(served, config_views=original if original != _views(pipeline) else None)
+    original = views_of(config.pipeline)
+    return replace(served, config_views=original if original != views_of(pipeline) else None)
 
 
 def decoder_notes(preprocessing: Preprocessing) -> tuple[str, ...]:
@@ -203,18 +196,18 @@ class _Steps:
         reader = self._reader(name)
         if reader is None:
             raise _unknown(position, name)
-        read = _Arguments(where, f"{self._config.pipeline_key}.{position}", arguments)
+        read = Arguments(where, f"{self._config.pipeline_key}.{position}", arguments)
         if self._packed:
             raise read.refuse("comes after PackActionInputs")
         reader(name, read)
 
-    def _reader(self, name: str) -> Callable[[str, _Arguments], None] | None:
-        readers: dict[str, Callable[[str, _Arguments], None]] = {
+    def _reader(self, name: str) -> Callable[[str, Arguments], None] | None:
+        readers: dict[str, Callable[[str, Arguments], None]] = {
             **dict.fromkeys(INITS, self._read_init),
             **dict.fromkeys(DECODES, self._read_decode),
             **dict.fromkeys(_PIMS, self._refuse_pims),
-            **dict.fromkeys(_SAMPLERS, self._read_sampler),
-            **dict.fromkeys(_CROPS, self._read_crop),
+            **dict.fromkeys(SAMPLERS, self._read_sampler),
+            **dict.fromkeys(CROPS, self._read_crop),
             "Resize": self._read_resize,
             "Flip": self._read_flip,
             "FormatShape": self._read_format,
@@ -222,11 +215,11 @@ class _Steps:
         }
         return readers.get(name)
 
-    def _read_init(self, name: str, arguments: _Arguments) -> None:
+    def _read_init(self, name: str, arguments: Arguments) -> None:
         arguments.ignore_all()  # how bytes are fetched, and by how many threads they are decoded
         self._opened_by = name.removesuffix("Init")
 
-    def _read_decode(self, name: str, arguments: _Arguments) -> None:
+    def _read_decode(self, name: str, arguments: Arguments) -> None:
         if self._sampler is None:
             raise arguments.refuse("comes before the sampler")
         if self._config.modality == "Flow" and name != "RawFrameDecode":
@@ -243,14 +236,14 @@ class _Steps:
         self._reads_files = name == "RawFrameDecode"
         self._decoded = True
 
-    def _refuse_pims(self, name: str, arguments: _Arguments) -> None:
+    def _refuse_pims(self, name: str, arguments: Arguments) -> None:
         raise arguments.refuse(
             "is of PIMS, whose frames no client here can follow",
             hint="PIMS decodes with PyAV: where PyAVInit and PyAVDecode score as well on your test "
             "set, put them in its place",
         )
 
-    def _read_sampler(self, name: str, arguments: _Arguments) -> None:
+    def _read_sampler(self, name: str, arguments: Arguments) -> None:
         if self._sampler is not None:
             raise arguments.refuse("is a second sampler")
         arguments.expect("test_mode", True, default=False)
@@ -288,7 +281,7 @@ class _Steps:
             )
         arguments.finish()
 
-    def _read_resize(self, name: str, arguments: _Arguments) -> None:
+    def _read_resize(self, name: str, arguments: Arguments) -> None:
         self._check_pixels(arguments)
         if self._resize is not None or self._crop is not None:
             raise arguments.refuse("must be the only Resize and come before the crop")
@@ -311,7 +304,7 @@ class _Steps:
                 raise arguments.refuse(f"has scale={other!r}; a pair of pixels is served")
         arguments.finish()
 
-    def _read_crop(self, name: str, arguments: _Arguments) -> None:
+    def _read_crop(self, name: str, arguments: Arguments) -> None:
         self._check_pixels(arguments)
         if self._crop is not None:
             raise arguments.refuse("is a second crop")
@@ -323,7 +316,7 @@ class _Steps:
                 pass
             case other:
                 raise arguments.refuse(f"has crop_size={other!r}; a number or (w, h) is served")
-        self._crop = Crop(kind=_CROPS[name], width=width, height=height)
+        self._crop = Crop(kind=CROPS[name], width=width, height=height)
         if not _fits(self._crop, self._resize):
             raise arguments.refuse(
                 f"has crop_size={(width, height)}; it must fit into the resized frames"
@@ -331,25 +324,25 @@ class _Steps:
             )
         arguments.finish()
 
-    def _read_flip(self, name: str, arguments: _Arguments) -> None:
+    def _read_flip(self, name: str, arguments: Arguments) -> None:
         arguments.expect("flip_ratio", 0, default=0.5)
         arguments.ignore("direction", "flip_label_map", "left_kp", "right_kp")
         arguments.expect("lazy", False)
         arguments.finish()
 
-    def _read_format(self, name: str, arguments: _Arguments) -> None:
+    def _read_format(self, name: str, arguments: Arguments) -> None:
         arguments.require("input_format")
         self._layout = arguments.choice("input_format", _LAYOUTS)
         arguments.expect("collapse", False)
         arguments.finish()
 
-    def _read_pack(self, name: str, arguments: _Arguments) -> None:
+    def _read_pack(self, name: str, arguments: Arguments) -> None:
         arguments.expect("collect_keys", None)
         arguments.ignore("meta_keys", "algorithm_keys")
         arguments.finish()
         self._packed = True
 
-    def _check_pixels(self, arguments: _Arguments) -> None:
+    def _check_pixels(self, arguments: Arguments) -> None:
         if not self._decoded:
             raise arguments.refuse("comes before a decoder")
         if self._layout is not None:
@@ -361,7 +354,7 @@ class _Steps:
         if self._sampler is None or not self._decoded:
             raise UnsupportedError(
                 f"the test pipeline of {name} samples and decodes no frames",
-                hint=f"a served pipeline has one of {', '.join(_SAMPLERS)} and then a decoder",
+                hint=f"a served pipeline has one of {', '.join(SAMPLERS)} and then a decoder",
             )
         if self._layout is None or not self._packed:
             raise UnsupportedError(
@@ -445,66 +438,6 @@ class _Steps:
                 )
 
 
-class _Arguments:
-    """The arguments of one transform; what nobody asked for is refused at the end."""
-
-    def __init__(self, where: str, key: str, values: dict[str, Any]) -> None:
-        self._where = where
-        self._key = key
-        self._values = values
-
-    def require(self, key: str) -> None:
-        if key not in self._values:
-            raise self.refuse(f"lacks {key}")
-
-    def take(self, key: str, *default: Any) -> Any:
-        if not default:
-            self.require(key)
-        return self._values.pop(key, *default)
-
-    def integer(self, key: str, *default: int) -> int:
-        value = self.take(key, *default)
-        if not isinstance(value, int) or value < 1:
-            raise self.refuse(f"has {key}={value!r}; a positive whole number is served")
-        return value
-
-    def choice(self, key: str, choices: tuple[T, ...]) -> T:
-        """One of `choices`, the first of which is mmaction2's default."""
-        value = self._values.pop(key, choices[0])
-        for choice in choices:
-            if value == choice:
-                return choice
-        raise self.refuse(f"has {key}={value!r}; served are {', '.join(map(repr, choices))}")
-
-    def expect(self, key: str, value: Any, *, default: Any = None) -> None:
-        """Refuses another value. `default` is mmaction2's, where that is not `value`."""
-        have = self._values.pop(key, value if default is None else default)
-        if have != value:
-            raise self.refuse(f"has {key}={have!r}; served is {key}={value!r}")
-
-    def ignore(self, *keys: str) -> None:
-        """Arguments that change no index and no pixel."""
-        for key in keys:
-            self._values.pop(key, None)
-
-    def ignore_all(self) -> None:
-        """Of a transform whose other arguments change no index and no pixel."""
-        self._values.clear()
-
-    def finish(self) -> None:
-        if self._values:
-            unread = ", ".join(f"{key}={value!r}" for key, value in self._values.items())
-            raise self.refuse(f"has {unread}, which has no serving equivalent")
-
-    def refuse(self, fact: str, hint: str = "") -> UnsupportedError:
-        return UnsupportedError(
-            f"{self._where} {fact}",
-            hint=hint
-            or f"edit the config, or --cfg-options {self._key}.ARGUMENT=VALUE; "
-            "docs/preprocessing.md lists what is served",
-        )
-
-
 def _fits(crop: Crop, resize: Resize | None) -> bool:
     """False where no frame that leaves the resize is one that mmaction2 could crop so."""
     match resize:
@@ -521,7 +454,7 @@ def _fits(crop: Crop, resize: Resize | None) -> bool:
 
 
 def _unknown(position: int, name: str) -> UnsupportedError:
-    known = (*INITS, *DECODES, *_SAMPLERS, *_CROPS, "Resize", "FormatShape", "PackActionInputs")
+    known = (*INITS, *DECODES, *SAMPLERS, *CROPS, "Resize", "FormatShape", "PackActionInputs")
     own = name.rpartition(".")[2]
     if own in known and name != own:
         return UnsupportedError(
@@ -534,64 +467,3 @@ def _unknown(position: int, name: str) -> UnsupportedError:
         f"test_pipeline[{position}] is {name!r}, which has no serving equivalent",
         hint=f"the nearest that is served is {close!r}; docs/preprocessing.md has the list",
     )
-
-
-_OWN = "mmaction.datasets.transforms"  # a scope and a name may by now be the user's
-
-# Of the transforms that open a video: what does not say where it lies.
-_OPENING = ("type", "num_threads", "mode")
-
-
-def _from_disk(transform: Transform) -> Transform:
-    """Opens local files, whatever storage the config reads its dataset from.
-
-    The served model gets frames and never opens a file, and the proof's videos are local: petrel or
-    memcached need not be installed, and a `path_mapping` would lead elsewhere.
-    """
-    if transform["type"] not in INITS:
-        return transform
-    return {key: value for key, value in transform.items() if key in _OPENING}
-
-
-def _with_views(transform: Transform, views: ViewOptions) -> Transform:
-    name = str(transform.get("type"))
-    if name in _SAMPLERS and views.num_clips is not None:
-        return _with_clips(transform, views.num_clips)
-    if views.crops != "config" and name in _CROPS:
-        return {**transform, "type": _CROP_TRANSFORMS[views.crops]}
-    return transform
-
-
-def _with_clips(sampler: Transform, num_clips: int) -> Transform:
-    """`num_clips` clips in all, so no second pass and one position of a dense sampler."""
-    if _clips(sampler) == num_clips:
-        return sampler
-    single: dict[str, dict[str, Any]] = {
-        "SampleFrames": {"twice_sample": False},
-        "DenseSampleFrames": {"num_sample_positions": 1},
-    }
-    return {**sampler, "num_clips": num_clips, **single.get(str(sampler["type"]), {})}
-
-
-def _views(pipeline: tuple[Transform, ...]) -> dict[str, int | str]:
-    """Sampled clips and crops of a pipeline, to compare and to record."""
-    views: dict[str, int | str] = {"num_clips": 1, "crops": "none"}
-    for transform in pipeline:
-        name = transform.get("type")
-        if name in _SAMPLERS:
-            views["num_clips"] = _clips(transform)
-        elif name in _CROPS:
-            views["crops"] = _CROPS[str(name)]
-    return views
-
-
-def _clips(sampler: Transform) -> int:
-    """Clips that a sampler takes in all."""
-    clips = int(sampler.get("num_clips", 1))
-    match sampler["type"]:
-        case "SampleFrames":
-            return clips * (2 if sampler.get("twice_sample") else 1)
-        case "DenseSampleFrames":
-            return clips * int(sampler.get("num_sample_positions", 10))
-        case _:
-            return clips
