@@ -397,8 +397,8 @@ def encode(path: Path, video: Video, *, crf: int, preset: str = "veryfast") -> N
     import av
 
     with av.open(str(path), "w") as container:
-        # The same bytes every time: with more threads they depend on the cores of the machine, and
-        # with mbtree they differ from run to run (libx264 165 on a CPU with AVX-512).
+        # The same bytes every time on one kind of CPU: with more threads they depend on its cores,
+        # and with mbtree they differ from run to run (libx264 165 with AVX-512).
         options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
         stream.height, stream.width = video.shape[1:3]

@@ -1,8 +1,9 @@
 """Video files made on the spot: frames in, a file in any codec and shape of trouble out.
 
-libx264 gives other pixels for the same frames on other CPUs, and on some of them from call to call,
-as memory happens to lie. So `encode` never gives the same twice: what compares two encodings fails
-here on every machine. To have the same pixels in two containers, encode once and `remux`.
+libx264 gives other pixels for the same frames on other CPUs (SSE2's kernels decide otherwise than
+AVX's), and with its macroblock tree, on some of them, from call to call, as memory happens to lie.
+So `encode` never gives the same twice: what compares two encodings fails here on every machine. To
+have the same pixels in two containers, encode once and `remux`.
 """
 
 from __future__ import annotations
