@@ -26,6 +26,9 @@ DECODING_S = 30.0
 LIMIT_S = TIMEOUT_S + DECODING_S
 """What is later than this is a hang: the deadline of an exchange, and as much again to decode."""
 
+PAUSE_S = 0.5
+"""Before a caller who got no answer asks again, as one would."""
+
 Answers = Mapping[str, Mapping[Path, Expected]]
 """Of each model, what is right for each video."""
 
@@ -57,7 +60,10 @@ def _call(url: str, answers: Answers, tally: Tally, stop: threading.Event, numbe
     at = number * 7
     while not stop.is_set():
         model, video = asked[at % len(asked)]
-        tally.add(ask(clients[model], video, answers[model][video]))
+        outcome = ask(clients[model], video, answers[model][video])
+        tally.add(outcome)
+        if outcome.kind != "right":
+            stop.wait(PAUSE_S)
         at += 1
     for client in clients.values():
         client.close()
