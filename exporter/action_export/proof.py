@@ -31,6 +31,11 @@ from action_export.wire import LOSSY_HINT
 # Of float32 on a GPU, which adds in another order, and convolves by Winograd's products.
 _GPU_BOUND = 1e-3
 
+_SATURATED = (
+    "mmaction2's scores of the proof videos are saturated, and hide what logits could be off by: "
+    "those of the graph are compared, those of what runs it are not; --videos names others"
+)
+
 _SEEN = (
     "int8 was proved on videos that its scales were measured on, which lose least: --videos names "
     "others"
@@ -87,10 +92,12 @@ class Proof:
             checks += self._prove_rounded(exact, client, references)
         if job.contract.wire is not None:
             checks += self._prove_jpeg(exact, references)
-        notes: tuple[str, ...] = ()
+        saturated = measure.saturated(distinct, job.contract, tolerance)
+        notes: tuple[str, ...] = (_SATURATED,) if saturated else ()
         kind = job.request.precision
         if kind == "int8":
-            distinct, notes = self._unseen(distinct)
+            distinct, seen = self._unseen(distinct)
+            notes += seen
         if kind != "fp32":
             distinct = measure.farthest_apart(distinct, job.bound)
         if kind == "fp16" or kind == "int8":
