@@ -29,10 +29,11 @@ _NOT_MIXED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Of the difference, by where the server runs the recognizer."""
+    """Of the difference, by where the server runs the recognizer, and what JPEG adds before it."""
 
     cpu: float
     gpu: float
+    wire: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,9 @@ def verify_live(staged: Staged, references: tuple[Reference, ...], bounds: Bound
             # its request is the first, which takes a server longer than any other
             read = caller.read_back(references[0])
             if staged.tensors.clips.max_batch_size > 1:
-                live = _in_batches(caller, references, bound)
+                live = _in_batches(caller, references, bound, bounds.wire)
             else:
-                live = Live(checks=(_at_once(caller, references, bound),))
+                live = Live(checks=(_at_once(caller, references, bound + bounds.wire),))
         except ServeError:
             server.check_running(_SETTLE_S)  # a server that has ended says better why
             raise
@@ -81,7 +82,9 @@ def _at_once(caller: Caller, references: tuple[Reference, ...], bound: float) ->
     )
 
 
-def _in_batches(caller: Caller, references: tuple[Reference, ...], bound: float) -> Live:
+def _in_batches(
+    caller: Caller, references: tuple[Reference, ...], bound: float, wire: float
+) -> Live:
     """Every video at once, while a batch of several keeps the recognizer busy.
 
     So they are all waiting when it is free again, and Triton runs them in one batch, of different
@@ -97,7 +100,7 @@ def _in_batches(caller: Caller, references: tuple[Reference, ...], bound: float)
         with ThreadPoolExecutor(1 + len(references)) as pool:
             holding = pool.submit(caller.batch, held)
             if at_once is None:
-                at_once = _at_once(caller, references, bound)
+                at_once = _at_once(caller, references, bound + wire)
             else:
                 alone = pool.map(lambda row: caller.batch([row])[0], references)
                 batches += zip(alone, references, strict=True)

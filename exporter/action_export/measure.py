@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from action_runtime.spec import Contract
 from numpy.typing import NDArray
 
 from action_export.errors import InconclusiveError
@@ -81,6 +82,36 @@ def require_distinguishable(references: tuple[Reference, ...], tolerance: float)
             "wrong graph would pass",
             hint="is the checkpoint trained? prove on videos that it tells apart with --videos",
         )
+
+
+def saturated(references: tuple[Reference, ...], contract: Contract, tolerance: float) -> bool:
+    """Whether logits could be off by ten bounds, and no score would be by one.
+
+    Not of one class under softmax, which is always 1, nor of a head that scores in its own way.
+    """
+    sigmoid = contract.scores == "sigmoid"
+    if not sigmoid and (contract.average == "score" or contract.classes == 1):
+        return False
+    squash = _sigmoid if sigmoid else _softmax
+    for reference in references:
+        if reference.logits is None:
+            return False
+        off = squash(reference.logits * (1 + MARGIN * tolerance)).mean(axis=0)
+        if difference(off, reference.scores, [row.scores for row in references]) > tolerance:
+            return False
+    return True
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    values: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return values
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    # the same, and exp does not overflow
+    values: NDArray[np.float32] = (1 + np.tanh(logits / 2)) / 2
+    return values
 
 
 def compare_scores(name: str, rows: Rows, tolerance: float) -> Check:

@@ -70,8 +70,8 @@ def scores_notes(model: torch.nn.Module, scores: Scores, classes: int, average: 
     recognizer: Any = model
     if scores == "head":
         return [
-            f"scores are what {type(recognizer.cls_head).__name__} itself makes of its logits, in "
-            "place of mmaction2's average_clip"
+            f"scores are what {type(recognizer.cls_head).__name__} itself makes of its logits, "
+            "which are not compared: the proof tells little where scores are saturated"
         ]
     if scores == "sigmoid":
         return ["scores are the average over views of each logit's sigmoid; mmaction2 gives others"]

@@ -133,7 +133,7 @@ def test_a_server_that_batches_nothing_is_told_of(
     server: Server, staged: Staged, pair: tuple[Reference, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller = Caller(url=server.grpc_url, staged=staged)
-    assert live._in_batches(caller, pair, 1e-4).notes == ()
+    assert live._in_batches(caller, pair, 1e-4, 0.0).notes == ()
     counted = Caller.ran
 
     def as_if_alone(self: Caller, *since: Any, rows: int = 0, **more: Any) -> Any:
@@ -141,7 +141,7 @@ def test_a_server_that_batches_nothing_is_told_of(
         return replace(ran, executions=ran.executions + rows)
 
     monkeypatch.setattr(Caller, "ran", as_if_alone)
-    proved = live._in_batches(caller, pair, 1e-4)
+    proved = live._in_batches(caller, pair, 1e-4, 0.0)
     assert all(check.passed for check in proved.checks)
     assert "no batch of several, 6 rounds" in proved.checks[-1].detail
     assert "not proved" in proved.notes[0]

@@ -205,6 +205,29 @@ def test_one_class_that_scores_all_videos_alike_is_inconclusive(
             require(*one_class(pair, 0.5, 0.501, logits=logits))
 
 
+# --- Saturated scores ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scores", ["config", "sigmoid"])
+def test_scores_are_saturated_where_logits_may_be_off_by_much_and_none_shows_it(
+    tiny: Tiny, pair: tuple[Reference, ...], scores: Any
+) -> None:
+    contract = replace(tiny.contract, scores=scores)
+    rows = [run_mmaction(tiny.model, tiny.preprocessing, video, scores) for video in VIDEOS]
+    wide = deepcopy(tiny.model)
+    with torch.no_grad():
+        wide.cls_head.fc_cls.weight *= 1000
+    confident = [run_mmaction(wide, tiny.preprocessing, video, scores) for video in VIDEOS]
+    assert not measure.saturated(tuple(rows), contract, TOLERANCE)
+    assert measure.saturated(tuple(confident), contract, TOLERANCE)
+    # one that is not saturated tells
+    assert not measure.saturated((confident[0], rows[1]), contract, TOLERANCE)
+    logits = replace(contract, average="score")
+    assert measure.saturated(tuple(confident), logits, TOLERANCE) == (scores == "sigmoid")
+    own = tuple(replace(row, logits=None) for row in confident)
+    assert not measure.saturated(own, contract, TOLERANCE)
+
+
 # --- Numbers ------------------------------------------------------------------------------------
 
 
