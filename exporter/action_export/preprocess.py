@@ -49,7 +49,7 @@ _CROPS: Mapping[str, Literal["center", "three", "ten"]] = {
     "TenCrop": "ten",
 }
 _CROP_TRANSFORMS = {kind: name for name, kind in _CROPS.items()}
-_SAMPLERS = ("SampleFrames", "DenseSampleFrames", "UniformSample")
+SAMPLERS = ("SampleFrames", "DenseSampleFrames", "UniformSample")
 # mmaction2's defaults come first.
 _LAYOUTS: tuple[Layout, ...] = ("NCHW", "NCTHW")
 _OUT_OF_BOUND: tuple[Literal["loop", "repeat_last"], ...] = ("loop", "repeat_last")
@@ -213,7 +213,7 @@ class _Steps:
             **dict.fromkeys(INITS, self._read_init),
             **dict.fromkeys(DECODES, self._read_decode),
             **dict.fromkeys(_PIMS, self._refuse_pims),
-            **dict.fromkeys(_SAMPLERS, self._read_sampler),
+            **dict.fromkeys(SAMPLERS, self._read_sampler),
             **dict.fromkeys(_CROPS, self._read_crop),
             "Resize": self._read_resize,
             "Flip": self._read_flip,
@@ -233,6 +233,9 @@ class _Steps:
             raise arguments.refuse("reads RGB frames, but the test dataset has modality='Flow'")
         arguments.expect("mode", "accurate")  # "efficient" returns key frames instead
         if name == "RawFrameDecode":
+            if arguments.take("decoding_backend", "cv2") == "pillow":
+                # mmcv.use_backend is for all that follows
+                raise arguments.refuse("has decoding_backend='pillow', so Resize is Pillow's, too")
             arguments.ignore_all()  # how the files of frames are fetched
         arguments.ignore("io_backend", "decoding_backend", "multi_thread")
         arguments.finish()
@@ -361,7 +364,7 @@ class _Steps:
         if self._sampler is None or not self._decoded:
             raise UnsupportedError(
                 f"the test pipeline of {name} samples and decodes no frames",
-                hint=f"a served pipeline has one of {', '.join(_SAMPLERS)} and then a decoder",
+                hint=f"a served pipeline has one of {', '.join(SAMPLERS)} and then a decoder",
             )
         if self._layout is None or not self._packed:
             raise UnsupportedError(
@@ -521,7 +524,7 @@ def _fits(crop: Crop, resize: Resize | None) -> bool:
 
 
 def _unknown(position: int, name: str) -> UnsupportedError:
-    known = (*INITS, *DECODES, *_SAMPLERS, *_CROPS, "Resize", "FormatShape", "PackActionInputs")
+    known = (*INITS, *DECODES, *SAMPLERS, *_CROPS, "Resize", "FormatShape", "PackActionInputs")
     own = name.rpartition(".")[2]
     if own in known and name != own:
         return UnsupportedError(
@@ -555,7 +558,7 @@ def _from_disk(transform: Transform) -> Transform:
 
 def _with_views(transform: Transform, views: ViewOptions) -> Transform:
     name = str(transform.get("type"))
-    if name in _SAMPLERS and views.num_clips is not None:
+    if name in SAMPLERS and views.num_clips is not None:
         return _with_clips(transform, views.num_clips)
     if views.crops != "config" and name in _CROPS:
         return {**transform, "type": _CROP_TRANSFORMS[views.crops]}
@@ -578,7 +581,7 @@ def _views(pipeline: tuple[Transform, ...]) -> dict[str, int | str]:
     views: dict[str, int | str] = {"num_clips": 1, "crops": "none"}
     for transform in pipeline:
         name = transform.get("type")
-        if name in _SAMPLERS:
+        if name in SAMPLERS:
             views["num_clips"] = _clips(transform)
         elif name in _CROPS:
             views["crops"] = _CROPS[str(name)]
