@@ -226,6 +226,9 @@ class _Steps:
             raise arguments.refuse("reads RGB frames, but the test dataset has modality='Flow'")
         arguments.expect("mode", "accurate")  # "efficient" returns key frames instead
         if name == "RawFrameDecode":
+            if arguments.take("decoding_backend", "cv2") == "pillow":
+                # mmcv.use_backend is for all that follows
+                raise arguments.refuse("has decoding_backend='pillow', so Resize is Pillow's, too")
             arguments.ignore_all()  # how the files of frames are fetched
         arguments.ignore("io_backend", "decoding_backend", "multi_thread")
         arguments.finish()

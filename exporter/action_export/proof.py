@@ -23,6 +23,7 @@ from action_export.live import Live
 from action_export.progress import Steps
 from action_export.reference import Reference
 from action_export.staged import Staged
+from action_export.synthetic import verify_synthetic
 from action_export.tensorrt import Engine, Target
 from action_export.tracing import Graph
 from action_export.types import Check, Reduced
@@ -84,6 +85,7 @@ class Proof:
         distinct = measure.distinguishable(references, tolerance)
         with self.steps("prove pixels") as step:
             pixels = parity.verify_pixels(references, job.contract)
+            pixels += verify_synthetic(job.preprocessing, job.contract)
             step.result = parity.summary(pixels)
         client = self._prove_client(references)
         with self.steps("prove graph") as step:

@@ -67,7 +67,7 @@ def run_mmaction(
 
     passed, packed = _pipeline_of(preprocessing, video)
     # test_step may change what it is given, so the clips are taken first
-    clips = _as_clips(packed["inputs"].numpy(), preprocessing)
+    clips = as_clips(packed["inputs"].numpy(), preprocessing)
     recognizer: Any = model
     try:
         with torch.no_grad(), _outputs_of(recognizer.cls_head) as given:
@@ -195,10 +195,10 @@ def _from_file(preprocessing: Preprocessing) -> Iterator[Callable[[dict[str, Any
     flow = preprocessing.modality == "Flow"
     if files:
         # PyAVInit, like a folder of frames, tells no frame rate
-        yield _build({"type": "PyAVInit"}) if flow else _count_frames
+        yield build_transform({"type": "PyAVInit"}) if flow else _count_frames
     for transform in preprocessing.pipeline:
         if transform["type"] != "RawFrameDecode":
-            yield _build(transform)
+            yield build_transform(transform)
         else:
             yield _decode_flow if flow else _decode_frames
 
@@ -247,7 +247,7 @@ def _decode_flow(results: dict[str, Any]) -> dict[str, Any]:
     return {**results, "imgs": imgs, "original_shape": shape, "img_shape": shape}
 
 
-def _build(transform: Transform) -> Any:
+def build_transform(transform: Transform) -> Any:
     """From mmaction2's own class, which the reader was written for: a registry's name may be the
     user's by now.
     """
@@ -287,7 +287,7 @@ def _apply(
     return output
 
 
-def _as_clips(inputs: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def as_clips(inputs: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """FormatShape's output as [1, views, clip_len, h, w, C]."""
     if preprocessing.layout == "NCTHW":
         return np.moveaxis(inputs, 1, -1)[None]

@@ -219,6 +219,12 @@ def test_pims_is_refused_because_no_client_can_follow_it() -> None:
     assert "PyAVInit" in caught.value.hint
 
 
+def test_frame_files_that_pillow_reads_are_refused_because_it_would_resize_too() -> None:
+    files = [PIPELINE_3D[SAMPLE], dict(type="RawFrameDecode", decoding_backend="pillow")]
+    with pytest.raises(UnsupportedError, match="decoding_backend='pillow', so Resize is Pillow's"):
+        derived([*files, *PIPELINE_3D[RESIZE:]])
+
+
 @pytest.mark.parametrize("init", [None, "PyAVInit"])
 def test_a_decoder_without_its_own_opener_is_refused(init: str | None) -> None:
     start = [dict(type=init)] if init else []
