@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 2**20
 
+REPAIR_HINT = "fetch the file again, or keep what is there: ffmpeg -i IN -c:v libx264 OUT.mp4"
+
 
 class DamagedError(Exception):
     """What is read of a file is not whole. The text is FFmpeg's reason."""
