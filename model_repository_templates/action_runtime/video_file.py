@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _BLOCK = 2**20
+
+REPAIR_HINT = "fetch the file again, or keep what is there: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
 class DamagedError(Exception):
@@ -47,14 +50,12 @@ class Source:
             VideoError: FFmpeg cannot read it, or there is no video stream.
             VideoLimitError: its format, its pictures or its frames are beyond the limits.
         """
-        import av
-
         try:
             container = self._open()
         except failures() as exc:
             self.budget.seconds_left()
-            if isinstance(exc, av.error.ArgumentError):
-                # "Invalid argument" is what FFmpeg says of a format outside of the whitelist.
+            if getattr(exc, "errno", None) == errno.EINVAL:
+                # What FFmpeg says of a format outside of the whitelist.
                 raise self._format_error() from exc
             raise VideoError(
                 f"{self.path} is not a video that FFmpeg can read, or is cut short ({reason(exc)})",

@@ -272,14 +272,14 @@ def test_sigint_ends_a_long_decode_at_once(server: FakeTriton, clip: Path) -> No
     program = """
 import sys, time
 from action_client import cli
-from action_runtime import video
-decoded = video._decoded
+from action_runtime import decoding
+decoded = decoding._decoded
 def slowly(*arguments):
     for frame in decoded(*arguments):
         print("decoding", file=sys.stderr, flush=True)
         time.sleep(1)
         yield frame
-video._decoded = slowly
+decoding._decoded = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
     with subprocess.Popen(

@@ -142,6 +142,7 @@ def test_reduced_precision_is_served_beside_it_and_decides_alike(
 def test_the_asyncio_client_answers_as_the_blocking_one(server: Server) -> None:
     async def classify_all() -> list[Classification]:
         async with AsyncVideoClient(server.grpc_url, "example", timeout_s=60) as client:
+            await client.check_health()
             return await asyncio.gather(*map(client.classify, example.CLIPS))
 
     awaited = asyncio.run(classify_all())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from action_client import InvalidRequestError, VideoClient
+from action_client import ActionClientError, InvalidRequestError, VideoClient, cli
 from action_export import api
 from action_export.optical_flow import flow_images
 from action_export.serve import ServerOptions, serve
 from action_export.types import ExportRequest
 from support import tiny
+from support.serving import stubs_of
 from support.tiny import CLASSES, VIDEOS, Tiny
 
 BOUND = 1e-4  # of the reference's spread over the classes
@@ -26,6 +30,7 @@ RECOGNIZERS = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     url: str
+    repo: Path
     recognizers: dict[str, Tiny]
 
 
@@ -53,7 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         pixels = {check.name: check.error for check in result.checks}["pixels"]
         assert pixels == 0
     with serve(folder / "repo", ServerOptions(stop_timeout_s=0)) as server:
-        yield Served(url=server.grpc_url, recognizers=recognizers)
+        yield Served(url=server.grpc_url, repo=folder / "repo", recognizers=recognizers)
 
 
 @pytest.mark.parametrize("name", RECOGNIZERS)
@@ -79,3 +84,17 @@ def test_a_video_file_is_refused_with_what_to_send(name: str, served: Served) ->
         pytest.raises(InvalidRequestError, match="takes optical flow, 2 channels"),
     ):
         client.classify(VIDEOS[0])
+
+
+def test_a_model_is_healthy_until_the_process_of_a_step_dies(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(served.repo, ServerOptions(stop_timeout_s=0)) as server:
+        probe = ["--health", "--url", server.grpc_url, "--timeout", "20", "--model"]
+        assert [cli.main([*probe, name]) for name in RECOGNIZERS] == [0, 0]
+        stubs = {model: pid for pid, model in stubs_of(server.pid).items()}
+        os.kill(stubs["flow_2d_preprocess"], signal.SIGKILL)
+        with pytest.raises(ActionClientError), VideoClient(server.grpc_url, "flow_2d") as client:
+            client.check_health()
+        assert cli.main([*probe, "flow_2d"]) == 1
+    assert capsys.readouterr().err

@@ -76,6 +76,7 @@ def test_both_clients_answer_as_mmaction_does_but_for_jpeg(served: Served) -> No
 
     bound = bound_of(served.exported.contract.wire) + 1e-4
     with VideoClient(served.url, "tiny") as client:
+        client.check_health()
         blocking = [client.classify(video) for video in VIDEOS]
     references = tiny.references(served.recognizer)
     for one, other, reference in zip(blocking, asyncio.run(awaited()), references, strict=True):

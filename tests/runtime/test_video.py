@@ -14,7 +14,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from action_runtime import video
+from action_runtime import decoding, video
 from action_runtime.sampling import Plan
 from action_runtime.video import VideoError
 from support.encode import Encoding, encode, moving_shapes, remux
@@ -58,14 +58,14 @@ def decord_reader(path: Path) -> decord.VideoReader:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Presentation times of all frames that are decoded from here on, in order."""
     times: list[int | None] = []
-    original = video._decoded
+    original = decoding._decoded
 
     def recording(*arguments):
         for frame in original(*arguments):
             times.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video, "_decoded", recording)
+    monkeypatch.setattr(decoding, "_decoded", recording)
     return times
 
 
@@ -271,7 +271,7 @@ def test_a_seek_that_lands_behind_its_keyframe_is_noticed(
 ) -> None:
     path = encode(tmp_path / "clip.mp4", moving_shapes(100), Encoding(options=CLOSED_GOPS))
     expected = read(path)[[2, 50, 90]]
-    original = video._jump
+    original = decoding._jump
     landed = []
 
     class Unmoved:
@@ -291,7 +291,7 @@ def test_a_seek_that_lands_behind_its_keyframe_is_noticed(
         landed.append(key)
         return original(file, Unmoved(container, 3_900_000), stream, index, key)
 
-    monkeypatch.setattr(video, "_jump", astray)
+    monkeypatch.setattr(decoding, "_jump", astray)
     assert np.array_equal(read(path, lambda total: [2, 50, 90]), expected)
     assert landed
 
