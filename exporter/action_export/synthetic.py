@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from action_export.evaluation import Transform
 from action_export.mmaction_compat import quiet
-from action_export.preprocess import DECODES, SAMPLERS, Preprocessing
+from action_export.preprocess import DECODES, Preprocessing
 from action_export.reference import as_clips, build_transform
+from action_export.served_views import SAMPLERS
 from action_export.types import Check
 
 # (height, width): wide and upright, odd, square, narrow, and small.
