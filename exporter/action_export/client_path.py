@@ -45,6 +45,16 @@ class ClientPath:
     checks: tuple[Check, ...]
     rounded: tuple[tuple[NDArray[np.uint8], Reference], ...] = ()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.rounded:
+            return ()
+        names = ", ".join(reference.video.name for _, reference in self.rounded)
+        return (
+            f"a client's frames of {names} are not decord's to the byte, because the FFmpeg in "
+            "decord is older and rounds such files otherwise: what it costs is in the checks",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Differences:

@@ -128,7 +128,7 @@ class Proof:
             graph=graph,
             engine=engine,
             checks=checks + served.checks,
-            notes=notes + served.notes,
+            notes=client.notes + notes + served.notes,
         )
 
     def _prove_client(self, references: tuple[Reference, ...]) -> ClientPath:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 
+def require(decoder: Decoder) -> None:
+    """Raises OpenCVMissingError where the decoder is OpenCV, which cannot be imported."""
+    if decoder == "opencv":
+        opencv_reader.require_opencv()
+
+
 def read_frames(
     path: Path,
     decoder: Decoder,

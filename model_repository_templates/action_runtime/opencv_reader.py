@@ -45,13 +45,7 @@ def read_source(
             pixels that it does not give twice alike.
         OpenCVMissingError: cv2 cannot be imported.
     """
-    try:
-        cv2 = importlib.import_module("cv2")
-    except ImportError as exc:
-        raise OpenCVMissingError(
-            "the model was trained on frames that OpenCV decodes, and cv2 cannot be imported; "
-            "pip install opencv-python-headless"
-        ) from exc
+    cv2 = require_opencv()
     # Also keeps from OpenCV, which knows no limits, what is no video or costs too much.
     header = video.examine(file)
     if header.bits > 8:
@@ -74,6 +68,17 @@ def read_source(
             return plan, _collected(_in_order(capture, plan.frame_numbers), file, plan, convert)
     visits = _Visits(cv2, _opened(cv2, file), total, file.path)
     return plan, _collected(visits.all(plan), file, plan, convert)
+
+
+def require_opencv() -> Any:
+    """cv2. Raises OpenCVMissingError where it cannot be imported."""
+    try:
+        return importlib.import_module("cv2")
+    except ImportError as exc:
+        raise OpenCVMissingError(
+            "the model was trained on frames that OpenCV decodes, and cv2 cannot be imported; "
+            "pip install opencv-python-headless"
+        ) from exc
 
 
 def _opened(cv2: Any, file: Source) -> Any:

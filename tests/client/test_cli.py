@@ -222,6 +222,22 @@ def test_jpeg_without_opencv_is_one_error_and_not_one_per_video(
     assert found["results"] == []
 
 
+def test_a_missing_decoder_is_one_error_and_not_one_per_video(
+    contract: Contract,
+    clip: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with fake_triton(
+        {"moves": FakeModel(dataclasses.replace(contract, decoder="opencv"))}
+    ) as server:
+        code, found = run_json(capsys, str(clip), str(clip), "--url", server.url)
+    assert code == DependencyError.exit_code
+    assert "frames that OpenCV decodes" in found["error"]["message"]
+    assert found["results"] == []
+
+
 def test_the_only_published_model_needs_no_name(
     server: FakeTriton, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,15 @@ def test_the_client_equals_mmaction2_to_the_byte_whatever_decodes(
     }
     assert {check.bound for check in path.checks} == {0}
     assert not path.rounded
+    assert not path.notes
+
+
+def test_a_config_of_frame_files_is_held_to_what_the_client_decodes(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    pipeline = [PIPELINE_2D[SAMPLE], dict(type="RawFrameDecode"), *PIPELINE_2D[DECODE + 1 :]]
+    tiny = make(tmp_path, MODEL_2D, pipeline)
+    assert not failed(tiny, of_files(tiny, files, "phone.mp4", "interlaced.mp4"))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +158,7 @@ def test_what_decords_ffmpeg_rounds_otherwise_is_held_to_the_scores(
         "client's rounded frames, mean",
     ]
     assert all(check.passed for check in path.checks)
+    assert "old.avi are not decord's to the byte" in path.notes[0]
     ((clips, reference),) = path.rounded
     assert clips.shape == reference.clips.shape
     assert np.abs(clips.astype(int) - reference.clips).max() <= 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from action_runtime import jpeg, sampled, transforms, video, wire
+from action_runtime import decoders, jpeg, sampled, transforms, video, wire
 from action_runtime.limits import DEFAULT, Limits
 from action_runtime.limits import VideoLimitError as VideoTooLargeError
 from action_runtime.sampling import Plan
@@ -73,6 +73,17 @@ def require_codec(contract: Contract) -> None:
         ) from exc
 
 
+def require_decoder(contract: Contract) -> None:
+    """Raises DependencyError where nothing here decodes as the model's decoder does."""
+    try:
+        decoders.require(contract.decoder)
+    except transforms.OpenCVMissingError as exc:
+        raise DependencyError(
+            "the model was trained on frames that OpenCV decodes, and OpenCV is not installed",
+            hint='pip install "action-export[fast]"',
+        ) from exc
+
+
 def prepare(
     sample: Callable[[Contract], SampledFrames], contract: Contract, model: str, version: str = ""
 ) -> Request:
@@ -97,16 +108,11 @@ def prepare(
 
 def sample_file(path: Path, contract: Contract, limits: Limits = DEFAULT) -> SampledFrames:
     """Raises VideoError, InvalidRequestError where `require_rgb` and `plan` do, and DependencyError
-    where the model's decoder is missing.
+    where `require_decoder` does.
     """
-    try:
-        with _typed():
-            return sampled.sample_file(path, contract, limits=limits)
-    except transforms.OpenCVMissingError as exc:
-        raise DependencyError(
-            "the model was trained on frames that OpenCV decodes, and OpenCV is not installed",
-            hint='pip install "action-export[fast]"',
-        ) from exc
+    require_decoder(contract)
+    with _typed():
+        return sampled.sample_file(path, contract, limits=limits)
 
 
 def noise(contract: Contract) -> SampledFrames:

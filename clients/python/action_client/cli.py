@@ -169,7 +169,7 @@ def _choice(names: Sequence[str]) -> str:
 def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
     """One outcome for each video; raises only what would fail for every one of them."""
     from . import VideoClient
-    from ._request import require_codec, require_rgb
+    from ._request import require_codec, require_decoder, require_rgb
     from ._response import check_top_k
 
     check_top_k(options.top_k)
@@ -183,6 +183,7 @@ def _outcomes(options: argparse.Namespace, model: str) -> Iterator[_Outcome]:
     ) as client:
         require_rgb(client.contract)
         require_codec(client.contract)
+        require_decoder(client.contract)
         yield from _overlapping(
             lambda video: _prepared(client, video),
             lambda video, request: _Outcome(
