@@ -19,6 +19,8 @@ from .spec import DenseSampleFrames, SampleFrames, Sampler, UniformSample
 Indices = NDArray[np.int32]
 _Numbers = NDArray[Any]
 
+_MOST_FRAMES = 2**31 - 1  # as far as int32 counts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
@@ -47,6 +49,8 @@ def sample(total_frames: int, fps: float | None, sampler: Sampler) -> Indices:
     """
     if total_frames < 1:
         raise ValueError(f"a video needs at least one frame, got total_frames={total_frames}")
+    if total_frames > _MOST_FRAMES:
+        raise ValueError(f"a video has {_MOST_FRAMES} frames at most, got {total_frames}")
     match sampler:
         case SampleFrames():
             return _as_indices(_sample_frames(total_frames, fps, sampler))

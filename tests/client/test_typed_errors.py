@@ -24,6 +24,7 @@ from action_client import (
     VideoClient,
     VideoError,
     VideoLimitError,
+    plan,
     published_models,
 )
 from action_runtime.spec import Contract
@@ -101,6 +102,36 @@ def test_options_that_no_request_can_have(options: dict[str, Any]) -> None:
 
 def test_the_longest_timeout_is_one_that_grpc_can_count(server: FakeTriton) -> None:
     assert published_models(server.url, timeout_s=1e9) == ("moves",)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        None,
+        "clip.mp4",
+        [[1], [2, 3]],
+        [np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)],
+    ],
+    ids=["none", "text", "ragged", "of two sizes"],
+)
+def test_frames_that_are_no_array(server: FakeTriton, frames: Any) -> None:
+    with VideoClient(server.url, "moves") as client:
+        with pytest.raises(InvalidRequestError, match="frames"):
+            client.classify_frames(frames)
+        with pytest.raises(InvalidRequestError, match="frame_index"):
+            client.classify_sampled(FRAMES, [[0], [1, 2]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, float("nan"), "5", None])
+def test_a_number_of_classes_that_is_none(server: FakeTriton, top_k: Any) -> None:
+    with VideoClient(server.url, "moves") as client, pytest.raises(InvalidRequestError):
+        client.classify_frames(FRAMES, top_k=top_k)
+
+
+@pytest.mark.parametrize("total", [0, -3, 2**31, 2**40])
+def test_a_length_that_no_video_has(total: int, contract: Contract) -> None:
+    with pytest.raises(InvalidRequestError, match="frame"):
+        plan(total, None, contract)
 
 
 # Answers.

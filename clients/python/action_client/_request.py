@@ -137,7 +137,7 @@ def take_sampled(
 ) -> SampledFrames:
     """From the frames of a `plan` and its index. Raises InvalidRequestError."""
     checked = _check_frames(frames, contract)
-    index = np.asarray(frame_index)
+    index = _array("frame_index", frame_index)
     if index.shape != (contract.positions,) or not np.issubdtype(index.dtype, np.integer):
         raise InvalidRequestError(
             f"frame_index must be {contract.positions} integers, one for each sampled position; "
@@ -206,8 +206,17 @@ def _varint(number: int) -> bytes:
     return bytes([*parts, number])
 
 
+def _array(name: str, values: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as exc:
+        raise InvalidRequestError(
+            f"{name} is no array: {exc}", hint="give frames of one size: numpy.stack(frames)"
+        ) from exc
+
+
 def _check_frames(frames: NDArray[Any], contract: Contract) -> Frames:
-    array = np.asarray(frames)
+    array = _array("frames", frames)
     fits = array.ndim == 4 and array.shape[-1] == contract.channels and array.size
     if array.dtype != np.uint8 or not fits:
         kind = "flow images, x and y last," if contract.takes_flow else "RGB frames"

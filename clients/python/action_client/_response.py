@@ -42,8 +42,8 @@ def contract_of(config: Any) -> Contract:
 
 
 def check_top_k(top_k: int) -> None:
-    if top_k < 1:
-        raise InvalidRequestError(f"top_k is {top_k}", hint="ask for at least one class")
+    if not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise InvalidRequestError(f"top_k is {top_k!r}", hint="ask for at least one class")
 
 
 def scores_of(result: Any, contract: Contract) -> NDArray[np.float32]:
