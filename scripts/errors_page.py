@@ -21,7 +21,8 @@ whose `error` is null or has `kind`, `message`, `hint` and `exit_code`. In Pytho
 `exc.message` and `exc.hint`.
 
 Of every command: 0 is success, 1 a bug (with its traceback: please report it), 2 a wrong option,
-130 an interrupt, 141 the end of what read the output. `action-client --health` has 0 and 1 only.
+130 an interrupt, 141 the end of what read the output, 143 a SIGTERM. `action-client --health` has 0
+and 1 only.
 """
 
 _STATUSES = {

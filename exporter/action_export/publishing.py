@@ -23,7 +23,7 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ from action_export.repository import Plan
 from action_export.staging import abandoned, alone, remove_if_empty
 
 JOURNAL = "journal.json"
+
+_ROWS = ("pins", "before", "after")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +64,14 @@ class Operation:
 class Publication:
     """All operations of one export, in their order, and where between them it is committed.
 
-    before: the last is the commit. after: what completes it.
+    pins: of what is there, where it does not name its versions. before: the last is the commit.
+    after: what completes it.
     settles: whether servers that poll must have loaded the commit before `after` begins.
     """
 
     repo: Path
     stage: Path
+    pins: tuple[Operation, ...] = ()
     before: tuple[Operation, ...]
     after: tuple[Operation, ...] = ()
     settles: bool = False
@@ -85,6 +89,10 @@ class Publication:
                 # only some 250 times a second: two changes could look like one.
                 os.utime(source)
                 os.replace(source, target)
+
+    def act_all(self, operations: Iterable[Operation]) -> None:
+        for operation in operations:
+            self.act(operation)
 
     def undo(self, operation: Operation) -> None:
         target = self.repo / operation.target
@@ -108,6 +116,11 @@ class Publication:
             return False
         return _identity(self.repo / commit.target) != commit.instead_of
 
+    @property
+    def is_superseded(self) -> bool:
+        """A later export stands on this one."""
+        return self.is_committed and not self.is_done(self.before[-1])
+
     def complete(self) -> None:
         """Does what is to follow the commit, where no later export has done better."""
         for operation in self.after:
@@ -117,7 +130,7 @@ class Publication:
     def undo_all(self) -> list[OSError]:
         """Undoes the last first; the errors of those that cannot be."""
         failed: list[OSError] = []
-        for operation in reversed((*self.before, *self.after)):
+        for operation in reversed((*self.pins, *self.before, *self.after)):
             try:
                 self.undo(operation)
             except OSError as exc:
@@ -125,10 +138,7 @@ class Publication:
         return failed
 
     def write(self) -> None:
-        rows = {
-            "before": [asdict(operation) for operation in self.before],
-            "after": [asdict(operation) for operation in self.after],
-        }
+        rows = {name: [asdict(operation) for operation in getattr(self, name)] for name in _ROWS}
         (self.stage / JOURNAL).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
     @classmethod
@@ -136,19 +146,17 @@ class Publication:
         """None where nothing was written down, or not all of it: then nothing was done either."""
         try:
             rows = json.loads((stage / JOURNAL).read_text("utf-8"))
-            before, after = (
-                tuple(Operation(**row) for row in rows[name]) for name in ("before", "after")
-            )
+            pins, before, after = (tuple(Operation(**row) for row in rows[name]) for name in _ROWS)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return cls(repo=repo, stage=stage, before=before, after=after)
+        return cls(repo=repo, stage=stage, pins=pins, before=before, after=after)
 
 
 def publish(plan: Plan, stage: Path, settle: Callable[[], None] = lambda: None) -> None:
     """Moves the staged models into the repository, or leaves it as it was.
 
-    settle: waits until servers that poll have had the time to load the new version; called where
-    there is an old one, which they serve until then. An exception of it undoes everything.
+    settle: waits until servers that poll have had the time to load what there is; called where
+        there is an old version, which they serve until then. An exception of it undoes everything.
 
     Raises:
         RepositoryError: a step failed, and every earlier one was undone.
@@ -157,10 +165,15 @@ def publish(plan: Plan, stage: Path, settle: Callable[[], None] = lambda: None) 
         _check_unchanged(plan)
         publication = prepare(plan, stage)
         publication.write()
-        with _undone_if_it_fails(plan, publication):
-            for operation in publication.before:
-                publication.act(operation)
     with _undone_if_it_fails(plan, publication):
+        if publication.pins:
+            with alone(plan.repo):
+                publication.act_all(publication.pins)
+            # An ensemble without pins that a server has in memory would run the new steps.
+            settle()
+        with alone(plan.repo):
+            _check_unchanged(plan)
+            publication.act_all(publication.before)
         if publication.settles:
             settle()
         with alone(plan.repo):
@@ -192,8 +205,12 @@ def notes(plan: Plan) -> tuple[str, ...]:
 
 
 def _is_open(path: Path) -> bool:
-    needed = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
-    return path.stat().st_mode & needed == needed
+    try:
+        found = path.stat().st_mode
+    except FileNotFoundError:  # Python's caches, which a server renames when it has loaded
+        return True
+    needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(found) else 0)
+    return found & needed == needed
 
 
 def _published(plan: Plan) -> Iterator[Path]:
@@ -217,7 +234,11 @@ def _undone_if_it_fails(plan: Plan, publication: Publication) -> Iterator[None]:
     try:
         yield
     except BaseException as exc:
-        if failed := publication.undo_all():
+        if publication.is_superseded:
+            raise
+        with alone(plan.repo):
+            failed = publication.undo_all()
+        if failed:
             raise RepositoryError(
                 f"{failed[0].filename} cannot be put back: {failed[0].strerror}",
                 hint=f"remove version {plan.version} of {', '.join(plan.names)} from {plan.repo}",
@@ -249,7 +270,8 @@ def prepare(plan: Plan, stage: Path) -> Publication:
     return Publication(
         repo=plan.repo,
         stage=stage,
-        before=(*pins, *arrivals, *both, commit),
+        pins=pins,
+        before=(*arrivals, *both, commit),
         after=tuple(place.replace(step) for step in plan.names.steps),
         settles=settles,
     )
@@ -319,7 +341,9 @@ class _Place:
 
 def _check_unchanged(plan: Plan) -> None:
     """Refuses where another export has changed what the plan was made for."""
-    if plan.live is not None and repository.live(plan.repo, plan.names) != plan.live:
+    if plan.live is None:
+        return
+    if repository.live(plan.repo, plan.names).version != plan.live.version:
         raise RepositoryError(
             f"another version of {plan.names.ensemble} was published in {plan.repo} meanwhile",
             hint="export again: it becomes the version after that one",

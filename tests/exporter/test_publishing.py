@@ -177,6 +177,23 @@ def test_the_old_version_stays_loaded_until_servers_that_poll_have_had_their_tim
     assert during == [[1, 2], [1, 2]]
 
 
+def test_what_was_not_pinned_is_loaded_pinned_before_there_is_anything_else_to_run(
+    tmp_path: Path,
+) -> None:
+    """A server that polls goes on with the ensemble in its memory until it has loaded the steps."""
+    repo = of_an_older_release(tmp_path)
+    what = planned(repo)
+    states: list[tuple[Served, bool]] = []
+
+    def settle() -> None:
+        states.append((served_now(repo), any(repo.rglob("tiny_*/2"))))
+
+    with beside(repo) as stage:
+        fill(what, stage, "new")
+        publish(what, stage, settle)
+    assert states == [(OLD, False), (NEW, True)]
+
+
 @pytest.mark.parametrize("name", ["new repository", "new model", "version 2 with other settings"])
 def test_nobody_waits_where_no_old_version_can_stay(tmp_path: Path, name: str) -> None:
     at = SITUATIONS[name]
@@ -283,6 +300,26 @@ def test_an_interrupt_of_the_wait_leaves_the_repository_as_it_was(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         export()
     assert tree(tmp_path) == before
+
+
+def test_what_a_later_export_stands_on_is_not_undone(tmp_path: Path) -> None:
+    repo = second_version(tmp_path)
+    what = planned(repo)
+
+    def settle() -> None:
+        assert publish_one(repo).version == 3
+        raise KeyboardInterrupt
+
+    def export() -> None:
+        with beside(repo) as stage:
+            fill(what, stage, "new")
+            publish(what, stage, settle)
+
+    with pytest.raises(KeyboardInterrupt):
+        export()
+    assert served_now(repo) == {3: (3, 3)}
+    for name in NAMES:
+        assert (repo / name / "2").is_dir()
 
 
 @pytest.mark.parametrize("call", ["link", "replace"])

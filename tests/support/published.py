@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,22 +79,55 @@ def nothing(number: int) -> None:
 
 def killed(repo: Path, after: int, **changes: Any) -> None:
     """Publishes in another process, which is killed once `after` operations are done."""
+    kill_later(repo, after, **changes)(lambda: None)
 
+
+def kill_later(repo: Path, after: int, **changes: Any) -> Callable[[Callable[[], object]], None]:
+    """As `killed`, when it is called: a process that has used gRPC had better not fork.
+
+    What it is called with is done whenever servers that poll are waited for.
+    """
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        try:
+            if theirs.recv(1):
+                _publish_until(repo, after, theirs, changes)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)  # never on into the tests
+    theirs.close()
+
+    def kill(settle: Callable[[], object]) -> None:
+        with ours:
+            ours.send(b"!")
+            while ours.recv(1):
+                settle()
+                ours.send(b"!")
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+
+    return kill
+
+
+def _publish_until(repo: Path, after: int, parent: socket.socket, changes: dict[str, Any]) -> None:
     def die(number: int) -> None:
         if number == after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = os.fork()
-    if child == 0:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            observe(monkeypatch, die, nothing)
-            what = planned(repo, RETRAINED, **changes)
-            with beside(repo) as stage:
-                fill(what, stage, "killed")
-                publish(what, stage)
-                die(after)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    def settle() -> None:
+        parent.send(b"?")
+        parent.recv(1)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        observe(monkeypatch, die, nothing)
+        what = planned(repo, RETRAINED, **changes)
+        with beside(repo) as stage:
+            fill(what, stage, "killed")
+            publish(what, stage, settle)
+            die(after)
 
 
 def as_older_releases_did(repo: Path, names: Names = NAMES) -> None:
