@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from typing import Any
 
 from action_export.errors import DependencyError
@@ -41,9 +42,25 @@ variable themselves have decided.
 """
 
 
+def turn_telemetry_off() -> None:
+    """Of onnxruntime and openvino; before either is imported in this process."""
+    os.environ.setdefault(*NO_TELEMETRY)
+    # To import openvino makes an id in the user's home and sends an event, in 2026.4 (tried). It
+    # does without this package where there is none, and None here says that there is none.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 def import_onnxruntime() -> Any:
     """onnxruntime, with its telemetry off. Nothing else in a process imports it first."""
-    os.environ.setdefault(*NO_TELEMETRY)
+    turn_telemetry_off()
     import onnxruntime
 
     return onnxruntime
+
+
+def import_openvino() -> Any:
+    """openvino, with its telemetry off. Nothing else in a process imports it first."""
+    turn_telemetry_off()
+    import openvino
+
+    return openvino

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from action_export import parity
+from action_export.dependencies import import_openvino
 from action_export.errors import EngineError, ParityError, first_line
 from action_export.serve.backends import openvino_network as network
 from action_export.tracing import Graph
@@ -55,8 +56,7 @@ def ir_of(graph: Graph, path: Path) -> Graph:
     Raises:
         EngineError: OpenVINO does not read the graph.
     """
-    import openvino
-
+    openvino = import_openvino()
     try:
         model = network.read(graph.path)
         for port in (*model.inputs, *model.outputs):

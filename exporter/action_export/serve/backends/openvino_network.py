@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from action_export.dependencies import import_openvino
+
 PRECISION = "INFERENCE_PRECISION_HINT"
 """OpenVINO's name of what `HINT_BF16` sets."""
 
@@ -32,7 +34,7 @@ def has_bf16(*, hinted: bool = False) -> bool:
     It is asked of a model, as the hint reaches CPUs that have no instruction for it, too: with
     AVX-512 OpenVINO then widens and rounds around float32, and takes longer than in float32.
     """
-    import openvino
+    openvino = import_openvino()
     from openvino import opset1
 
     value = opset1.parameter([1], openvino.Type.f32)
@@ -44,9 +46,7 @@ def has_bf16(*, hinted: bool = False) -> bool:
 
 def read(path: Path) -> Any:
     """The model of an IR or ONNX file. Raises what OpenVINO raises."""
-    import openvino
-
-    return openvino.Core().read_model(path)
+    return import_openvino().Core().read_model(path)
 
 
 def compiled(model: Any, config: Mapping[str, Any], precision: str | None = None) -> Any:
@@ -58,8 +58,7 @@ def compiled(model: Any, config: Mapping[str, Any], precision: str | None = None
     Raises:
         ValueError: a parameter has a value that the official backend refuses.
     """
-    import openvino
-
+    openvino = import_openvino()
     settings = properties(config)
     if precision is not None:
         settings[PRECISION] = precision
@@ -92,7 +91,7 @@ def properties(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _batched(model: Any, config: Mapping[str, Any]) -> Any:
     """With the types of the config, and a batch of max_batch_size; 0 leaves the shapes alone."""
-    import openvino
+    openvino = import_openvino()
     from openvino.preprocess import PrePostProcessor
 
     processor = PrePostProcessor(model)
@@ -112,8 +111,7 @@ def _batched(model: Any, config: Mapping[str, Any]) -> Any:
 
 def element_type(tensor: Mapping[str, Any]) -> Any:
     """OpenVINO's type for a data_type of config.pbtxt. ValueError: the backend has none."""
-    import openvino
-
+    openvino = import_openvino()
     name = _TYPES.get(tensor["data_type"])
     if name is None:
         raise ValueError(f"unsupported datatype {tensor['data_type']} for '{tensor['name']}'")
