@@ -21,6 +21,7 @@ NOT_OURS = {  # docker's and tritonserver's
     "--model-repository",
     "--grpc-restricted-protocol",
     "--http-restricted-api",
+    "--exit-on-error",
 }
 
 
