@@ -87,10 +87,10 @@ def require_distinguishable(references: tuple[Reference, ...], tolerance: float)
 def saturated(references: tuple[Reference, ...], contract: Contract, tolerance: float) -> bool:
     """Whether logits could be off by ten bounds, and no score would be by one.
 
-    Not of one class under softmax, which is always 1, nor of a head that scores in its own way.
+    Of a head that scores in its own way nobody knows.
     """
     sigmoid = contract.scores == "sigmoid"
-    if not sigmoid and (contract.average == "score" or contract.classes == 1):
+    if contract.average == "score" and not sigmoid:
         return False
     squash = _sigmoid if sigmoid else _softmax
     for reference in references:

@@ -120,13 +120,15 @@ def verify_graph(
     clips: TensorSpec,
     tolerance: float,
     name: str = "graph",
+    *,
+    logits: bool = True,
 ) -> tuple[Check, ...]:
     """The ONNX file in ONNX Runtime against `model.predict`, on batches of mixed videos.
 
     Batch sizes are one, two and three, as far as `max_batch_size` allows: what takes the batch for
     a constant takes it for one of two, which it is traced with, and fails below or above that. More
     rows are the same computation; the largest batch is run where three rows tell that it is cheap.
-    Two rows (one, if no two are served together) give their logits as well.
+    Two rows (one, if no two are served together) give their `logits` as well.
 
     Raises:
         TracingError: ONNX Runtime does not load the file.
@@ -135,7 +137,7 @@ def verify_graph(
     largest, checks = clips.max_batch_size, dict[int, Check]()
     run = _session(path, clips)
     with with_logits(path) as found:
-        probe = found if all(row.logits is not None for row in references) else None
+        probe = found if logits and all(row.logits is not None for row in references) else None
         # The largest of these first: what it needed of memory is enough for the others.
         sizes = [size for size in (3, 2, 1) if size <= largest and not (size == 2 and probe)]
         cost = _Cost()
@@ -144,14 +146,14 @@ def verify_graph(
             if size == 3 and largest > 3 and cost.allows(largest / size):
                 checks[largest] = _verify(run, references, largest, tolerance, name)
         del run  # and the memory that it holds
-        logits = []
+        before = []
         if probe is not None:
             rows = mixed_rows(references, 2)[-min(2, largest) :]
             scores, of_views = _probed(probe, clips, rows)
             if len(rows) == 2:
                 checks[2] = compare_scores(_name(name, 2), scores, tolerance)
-            logits.append(compare_logits(f"{name}, logits", of_views, tolerance))
-    return (*(checks[size] for size in sorted(checks)), *logits)
+            before.append(compare_logits(f"{name}, logits", of_views, tolerance))
+    return (*(checks[size] for size in sorted(checks)), *before)
 
 
 def _probed(probe: Probe, clips: TensorSpec, rows: list[Reference]) -> tuple[Rows, Rows]:

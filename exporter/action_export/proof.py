@@ -98,7 +98,8 @@ class Proof:
         if job.contract.wire is not None:
             checks += self._prove_jpeg(exact, references)
         saturated = measure.saturated(distinct, job.contract, tolerance)
-        notes: tuple[str, ...] = (_SATURATED,) if saturated else ()
+        # what softmax makes of one class has a note of its own
+        notes: tuple[str, ...] = (_SATURATED,) if saturated and job.contract.classes > 1 else ()
         kind = job.request.precision
         if kind == "int8":
             distinct, seen = self._unseen(distinct)
@@ -192,8 +193,14 @@ class Proof:
             rounding = graph
             if kind == "fp16":
                 rounding = precision.rounding_twin(graph, self.stage / "rounding.onnx")
+            # Its bound is that of scores; logits may lose more, and matter where scores hide it.
             checks = parity.verify_graph(
-                rounding.path, references, job.tensors.clips, job.bound, name=f"{kind} graph"
+                rounding.path,
+                references,
+                job.tensors.clips,
+                job.bound,
+                name=f"{kind} graph",
+                logits=measure.saturated(references, job.contract, job.bound),
             )
             step.result = parity.summary(checks)
         precision.require(kind, checks, exact, graph, references[0].clips)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from action_export import api, int8
 from action_export.errors import ParityError, VideoError
 from action_export.graph import serving_module
@@ -120,6 +121,7 @@ def test_it_is_proved_on_videos_that_no_scale_was_measured_on_where_there_are_tw
     rows = {check.name: check.detail for check in result.checks}
     assert rows["graph, batch 1"] == "3 rows"
     assert rows["int8 graph, batch 1"] == "2 rows"
+    assert "int8 graph, logits" not in rows  # its scores tell
     videos = [video["file"] for video in result.manifest["proof"]["videos"]]
     assert videos == [*(video.name for video in unseen), seen.name]
     assert not any("its scales were measured on" in note for note in result.notes)
@@ -127,3 +129,24 @@ def test_it_is_proved_on_videos_that_no_scale_was_measured_on_where_there_are_tw
 
     again = api.export(replace(request, videos=(seen, unseen[0])))
     assert any("its scales were measured on" in note for note in again.notes)
+
+
+def test_logits_are_compared_where_saturated_scores_would_hide_what_int8_costs(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    saved = torch.load(tiny.checkpoint, weights_only=False)
+    saved["state_dict"]["cls_head.fc_cls.weight"] *= 20
+    torch.save(saved, tmp_path / "wide.pth")
+    request = ExportRequest(
+        config=str(tiny.config_file),
+        checkpoint=tmp_path / "wide.pth",
+        triton_repo=tmp_path / "repo",
+        precision="int8",
+        calibration=tuple(VIDEOS),
+        videos=tuple(VIDEOS),
+        proof="graph",
+    )
+    result = api.export(request)
+    errors = {check.name: check.error for check in result.checks}
+    assert 0 < errors["int8 graph, logits"] < 0.15
+    assert any("saturated" in note for note in result.notes)

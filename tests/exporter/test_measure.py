@@ -196,6 +196,11 @@ def test_one_class_under_softmax_is_told_apart_by_its_logit(pair: tuple[Referenc
     assert measure.compare_logits("one", logits, TOLERANCE).error == pytest.approx(0.002, rel=1e-2)
 
 
+def test_softmax_over_one_class_is_saturated(tiny: Tiny, pair: tuple[Reference, ...]) -> None:
+    contract = replace(tiny.contract, classes=1)
+    assert measure.saturated(one_class(pair, -2.0, 3.0, logits=True), contract, TOLERANCE)
+
+
 def test_one_class_that_scores_all_videos_alike_is_inconclusive(
     pair: tuple[Reference, ...],
 ) -> None:
@@ -224,6 +229,8 @@ def test_scores_are_saturated_where_logits_may_be_off_by_much_and_none_shows_it(
     assert not measure.saturated((confident[0], rows[1]), contract, TOLERANCE)
     logits = replace(contract, average="score")
     assert measure.saturated(tuple(confident), logits, TOLERANCE) == (scores == "sigmoid")
+    # a wide bound calls more of them so
+    assert measure.saturated(tuple(confident), contract, 0.15)
     own = tuple(replace(row, logits=None) for row in confident)
     assert not measure.saturated(own, contract, TOLERANCE)
 

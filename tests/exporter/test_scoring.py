@@ -259,6 +259,21 @@ def test_an_export_serves_sigmoids_where_they_are_asked_for(tmp_path: Path) -> N
     assert "Loop" in _operators(next((tmp_path / "repo").rglob("model.onnx")))
 
 
+def test_a_head_of_its_own_needs_no_average_clips_and_is_told_of(tmp_path: Path) -> None:
+    tiny = make(tmp_path, with_head("TestSigmoidHead"), PIPELINE_3D)
+    result = api.export(
+        ExportRequest(
+            config=str(tiny.config_file),
+            checkpoint=tiny.checkpoint,
+            triton_repo=tmp_path / "repo",
+            cfg_options=("model.cls_head.average_clips=None",),
+            dry_run=True,
+        )
+    )
+    assert result.contract.scores == "head"
+    assert any("what TestSigmoidHead itself makes" in note for note in result.notes)
+
+
 def _operators(path: Path) -> set[str]:
     import onnx
 
