@@ -211,6 +211,19 @@ def test_an_export_is_proved_through_the_clients_path_and_names_its_decoder(
     assert {"client's decoded frames", "client's clips"} <= {check.name for check in result.checks}
 
 
+def test_an_export_on_what_is_rounded_otherwise_measures_and_notes_it(
+    tinies: Mapping[str, Tiny], tmp_path: Path
+) -> None:
+    clip = encode(tmp_path / "old.avi", moving_shapes(40), Encoding(codec="mpeg4"))
+    result = api.export(request(tinies["Decord"], tmp_path / "repo", (clip, VIDEOS[1])))
+    checks = {check.name: check for check in result.checks}
+    measured = checks["client's rounded frames, graph"]
+    assert measured.detail == "1 videos"
+    assert measured.error < measured.bound < 0.03
+    assert checks["client's clips"].error == 0
+    assert any("old.avi are not decord's to the byte" in note for note in result.notes)
+
+
 def test_a_client_that_turns_frames_upright_for_pyav_publishes_nothing(
     tinies: Mapping[str, Tiny],
     files: Mapping[str, Path],
