@@ -182,8 +182,10 @@ def _jump(
     landed = index.number_of(first.pts)
     if landed is None or landed > key:
         raise NotAsIndexedError
-    # The decoder drops an open GOP's leading pictures, whose references were jumped over.
-    return chain([first], packets), landed - 1
+    # An open GOP's leading pictures refer to what was jumped over; none of them is needed.
+    start = first.pts
+    following = (packet for packet in packets if packet.pts is None or packet.pts >= start)
+    return chain([first], following), landed - 1
 
 
 def _all_frames(file: Source, careful: bool) -> Iterator[VideoFrame]:
@@ -224,10 +226,11 @@ def _decoded(
     packets: Iterable[Packet[VideoStream]], lost: set[int] | None = None
 ) -> Iterator[VideoFrame]:
     """lost: takes the times of packets that cannot be decoded, which else raise DamagedError."""
+    broken = failures()
     for packet in packets:
         try:
             frames = packet.decode()
-        except failures() as exc:
+        except broken as exc:
             if lost is None or packet.pts is None:
                 raise DamagedError(reason(exc)) from exc
             lost.add(packet.pts)

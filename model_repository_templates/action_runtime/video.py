@@ -182,12 +182,14 @@ def _with_care(read: Callable[[bool], T]) -> T:
 def _rgb(
     frames: Iterator[VideoFrame], to_rgb: ToRgb, budget: Budget
 ) -> Iterator[tuple[int, Frames]]:
+    broken = failures()
     for row, frame in enumerate(frames):
         budget.check_pixels(frame.width, frame.height)
         try:
-            yield row, to_rgb(frame)
-        except failures() as exc:
+            picture = to_rgb(frame)
+        except broken as exc:
             raise DamagedError(reason(exc)) from exc
+        yield row, picture
 
 
 def collect_frames(

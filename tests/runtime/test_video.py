@@ -178,8 +178,14 @@ def test_sparse_frames_equal_those_of_a_full_decode(name: str, tmp_path: Path) -
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_far_apart_frames_are_jumped_to(
-    suffix: str, options: dict[str, str], tmp_path: Path, decoded: list
+    suffix: str,
+    options: dict[str, str],
+    tmp_path: Path,
+    decoded: list,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # What a jump leaves without its references is no damage.
+    monkeypatch.setattr(video, "_with_care", lambda read: read(False))
     path = encode(tmp_path / f"long.{suffix}", moving_shapes(400), Encoding(options=options))
     frames = read(path, lambda total: [5, 150, 260, 399])
     assert len(decoded) < 4 * 60
