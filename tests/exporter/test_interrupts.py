@@ -92,7 +92,7 @@ def test_a_signal_during_the_live_proof_ends_the_server_too(
         served.extend(name for name in command_lines() if str(tmp_path) in name)
         send(signal.SIGTERM)
 
-    at(monkeypatch, live, "_infer", act)
+    at(monkeypatch, live, "_at_once", act)
     assert export(tiny, tmp_path / "repo", "--proof", "server") == 143
     assert any("tritonserver" in name for name in served)
     assert not [name for name in command_lines() if str(tmp_path) in name]
