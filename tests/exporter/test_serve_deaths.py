@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from action_export import live
 from action_export.errors import ModelDiedError
-from action_export.serve import Server, ServerOptions, serve
+from action_export.serve import Server, ServerOptions, _supervisor, serve
 from action_export.serve.restarts import STEADY_S, Restarts
 from support.serving import FREE, MODEL, first_line, plus_one, running, stubs_of, write_model
 from tritonclient.utils import InferenceServerException
@@ -48,6 +48,20 @@ def test_a_killed_model_ends_the_server_though_triton_calls_it_ready(tmp_path: P
             server.check_running(settle_s=30)
         with pytest.raises(InferenceServerException):
             plus_one(server.grpc_url, 1)
+
+
+def test_a_process_that_dies_at_once_was_seen_before(tmp_path: Path) -> None:
+    folder = tmp_path / "young" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text("read line")
+    watch = _supervisor.Watch(os.getpid(), {"index": None})
+    assert watch.death() is None
+    command = ["triton_python_backend_stub", str(folder / "model.py")]
+    with subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE) as stub:
+        assert watch.death() is None
+        stub.kill()
+        os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
+        assert watch.death() == ("the process of young (version 1) was ended by signal 9 (Killed)")
 
 
 def test_a_request_that_ends_a_model_ends_the_server(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ from typing import Any, NamedTuple
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 POLL_S = 0.25  # how late the death of the parent or of a stub may be noticed
 SCAN_S = 1.0  # how late a new stub may be seen; to look for all takes 4 ms
+UNSETTLED_S = 30.0
+"""So long after the start and after each new stub, all are looked for at every poll: a request may
+end a stub within SCAN_S of its start, and one that was never seen is not missed."""
 
 MODEL_DIED = 70  # exit code: tritonserver ran, and was stopped because a model could not answer
 MODEL_DIED_WORDS = "action-serve: "  # how the line of the log begins that says which, and how
@@ -138,6 +141,7 @@ class Watch:
         self._alive: set[Stub] = set()
         self._ended: dict[Stub, int] = {}
         self._next_scan = 0.0
+        self._settled = time.monotonic() + UNSETTLED_S
 
     def death(self) -> str | None:
         """Which model can answer no more, and how its process ended; None while all can."""
@@ -147,8 +151,11 @@ class Watch:
         now = time.monotonic()
         if not self._ended and now < self._next_scan:
             return None
-        self._next_scan = now + SCAN_S
-        self._alive = set(_stubs(self._server))
+        found = set(_stubs(self._server))
+        if not found <= self._alive:
+            self._settled = now + UNSETTLED_S
+        self._next_scan = now + SCAN_S if now > self._settled else now
+        self._alive = found
         for stub, code in list(self._ended.items()):
             dead = self._is_dead(stub, code)
             if dead is not None:
