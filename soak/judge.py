@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import grpc
 import numpy as np
-from action_client import ActionClientError
+from action_client import ActionClientError, DeadlineError
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
@@ -51,6 +51,8 @@ def outcome_of(
     started = time.monotonic()
     try:
         outcome = judge(call())
+    except DeadlineError as exc:
+        outcome = Outcome("hang", type(exc).__name__)
     except ActionClientError as exc:
         outcome = Outcome("typed", type(exc).__name__)
     except grpc.RpcError as exc:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from action_client import ActionClientError
+from action_client import ActionClientError, DeadlineError
 from action_client import VideoError as ClientVideoError
 
 from soak.judge import KINDS, Expected, Outcome, Tally, outcome_of, total
@@ -63,6 +63,10 @@ def test_errors_of_the_client_are_typed_and_others_are_not() -> None:
     assert of(raising(ClientVideoError("x"))) == Outcome("typed", "VideoError")
     assert issubclass(ClientVideoError, ActionClientError)
     assert of(raising(IndexError("x"))) == Outcome("untyped", "IndexError: x")
+
+
+def test_a_client_that_waited_in_vain_is_a_hang_as_the_status_is() -> None:
+    assert of(raising(DeadlineError("x"))) == Outcome("hang", "DeadlineError")
 
 
 @pytest.mark.parametrize(
