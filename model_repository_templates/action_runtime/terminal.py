@@ -32,9 +32,16 @@ def plain(text: object, *, keep: str = "") -> str:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """For stdout: text as it is where its encoding has all of Unicode, else as JSON's escapes."""
+    """For stdout: text as it is where its encoding has all of Unicode, else as JSON's escapes.
+
+    Those stand for controls in any case, of which JSON itself escapes C0 only.
+    """
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower()
-    return json.dumps(value, ensure_ascii=not encoding.startswith("utf"), indent=indent)
+    text = json.dumps(value, ensure_ascii=not encoding.startswith("utf"), indent=indent)
+    # the newlines of the indent are the only ones that are left here
+    return _CONTROLS.sub(
+        lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text
+    )
 
 
 def run(command: Callable[[], int]) -> int:

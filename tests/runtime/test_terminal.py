@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -52,6 +53,15 @@ sys.exit(terminal.run(command))
     assert ended.returncode == 3
     assert out.decode(encoding).strip() in ("läuft \\u2603", "l\\xe4uft \\u2603")
     assert err == b"\\u2603\n"
+
+
+def test_json_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    text = "☃ \x1b[2J \x9b2J \x7f \u202e \u2028"
+    shown = terminal.as_json([text], indent=1)
+    assert terminal.plain(shown, keep="\n") == shown
+    assert "☃" in shown
+    assert json.loads(shown) == [text]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
