@@ -209,9 +209,10 @@ def _copy(path: Path, target: IO[bytes], budget: Budget) -> None:
     # Without O_NONBLOCK opening a pipe waits until somebody writes into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        size = 0
+        size, waiting = 0, select.poll()
+        waiting.register(descriptor, select.POLLIN)
         while True:
-            if not select.select([descriptor], [], [], min(1.0, budget.seconds_left()))[0]:
+            if not waiting.poll(1000 * min(1.0, budget.seconds_left())):
                 continue
             block = os.read(descriptor, _BLOCK)
             if not block:

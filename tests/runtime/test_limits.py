@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -303,6 +304,20 @@ def piped(path: Path, content: bytes) -> Iterator[Path]:
 def test_a_pipe_is_read_where_that_is_asked_for(clip: Path, tmp_path: Path) -> None:
     with piped(tmp_path / "pipe", clip.read_bytes()) as path:
         assert np.array_equal(read(path, Limits(regular_files=False)), read(clip))
+
+
+def test_a_pipe_is_read_where_a_thousand_files_are_open(clip: Path, tmp_path: Path) -> None:
+    """As in a service with many connections; select() has no place for their numbers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this user may not open so many")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with ExitStack() as many:
+        many.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        path = many.enter_context(piped(tmp_path / "pipe", clip.read_bytes()))
+        for _ in range(1024):
+            many.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        assert len(read(path, Limits(regular_files=False))) == 30
 
 
 def test_a_pipe_that_never_ends_is_read_up_to_the_limit() -> None:
