@@ -36,16 +36,18 @@ def _decode_with(stream: VideoStream, limits: Limits, *, careful: bool) -> None:
     At once: by several threads, which stop at what they find wrong. Where they do, carefully:
     FFmpeg then conceals damage and marks the frame, but only one thread does so the same way each
     time, and threads that share a picture do not at all. HEVC marks nothing, and VP8 stops at
-    nothing in threads of whole pictures.
+    nothing in threads of whole pictures. MPEG-1 and MPEG-2 know only threads that share a picture,
+    whose errors FFmpeg drops (mpeg12dec.c: what slice_decode_thread returns), so there is one.
     """
-    context = stream.codec_context
+    context, codec = stream.codec_context, stream.codec.canonical_name
     context.options = {"max_pixels": str(limits.coded_pixels)}
     if careful:
         stream.thread_type, context.thread_count = "SLICE", 1
     else:
         context.options = context.options | {"err_detect": "explode"}
-        shared = stream.codec.canonical_name in ("hevc", "vp8")
-        stream.thread_type = "SLICE" if shared else "AUTO"
+        stream.thread_type = "SLICE" if codec in ("hevc", "vp8") else "AUTO"
+        if codec in ("mpeg1video", "mpeg2video"):
+            context.thread_count = 1
 
 
 def frames_by_index(

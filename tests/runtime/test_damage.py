@@ -104,6 +104,16 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_damage_is_answered_the_same_each_time_and_never_against_the_decoder(
     whole: Whole, seed: int, tmp_path: Path
 ) -> None:
+    check(whole, seed, tmp_path)
+
+
+@pytest.mark.parametrize("whole", ["mpeg2.mpg"], indirect=True)
+def test_damage_that_threads_say_nothing_of(whole: Whole, tmp_path: Path) -> None:
+    """One seed of 400: two threads decode each a part of a picture, and the errors are lost."""
+    check(whole, 289, tmp_path)
+
+
+def check(whole: Whole, seed: int, tmp_path: Path) -> None:
     path = tmp_path / "damaged.bin"
     path.write_bytes(damaged(whole.content, seed))
     found = read(path, NEEDED)
