@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from action_runtime import video as video_file
+from action_runtime.limits import DEFAULT, VideoLimitError
 from action_runtime.sampling import Plan, distinct
 from action_runtime.spec import Contract, Scores
 from action_runtime.transforms import make_clips
@@ -23,6 +24,10 @@ from action_export.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     import torch
+
+WHOLE_FRAMES = replace(DEFAULT, memory=2**63)
+"""For frames as they are decoded, which mmaction2's pipeline holds all at once; a client keeps the
+shrunk ones, and has a limit for those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,10 +237,17 @@ def _video_frames(path: Path, numbers: ArrayLike) -> tuple[int, NDArray[np.uint8
         return Plan(frame_numbers=chosen, frame_index=np.arange(len(chosen), dtype=np.int32))
 
     try:
-        _, frames = video_file.read_frames(path, choose)
+        _, frames = video_file.read_frames(path, choose, limits=WHOLE_FRAMES)
     except video_file.VideoError as exc:
-        raise VideoError(exc.message, hint=exc.hint) from exc
+        raise refused(exc) from exc
     return total, frames
+
+
+def refused(exc: video_file.VideoError) -> VideoError:
+    """What a client says of a proof video. Its limits are options of a client, not of an export."""
+    limited = isinstance(exc, VideoLimitError)
+    hint = f"{_OTHER_VIDEOS}; of a client: {exc.hint}" if limited else exc.hint
+    return VideoError(exc.message, hint=hint)
 
 
 def _decode_flow(results: dict[str, Any]) -> dict[str, Any]:
