@@ -158,7 +158,7 @@ def check_video(video: Path) -> None:
     if not video.is_file():
         raise VideoError(f"there is no video file {video}", hint="check the path")
     try:
-        with av.open(str(video)) as container:
+        with av.open(_named(video)) as container:
             streams = len(container.streams.video)
     except (av.error.FFmpegError, OSError) as exc:
         raise VideoError(
@@ -166,6 +166,11 @@ def check_video(video: Path) -> None:
         ) from exc
     if not streams:
         raise VideoError(f"{video} has no video stream", hint=_OTHER_VIDEOS)
+
+
+def _named(video: Path) -> str:
+    """From the root, as FFmpeg takes what stands before a colon for a protocol."""
+    return str(video.absolute())
 
 
 _OTHER_VIDEOS = "name other videos (--videos proves, --calibration measures scales)"
@@ -176,7 +181,7 @@ def run_pipeline(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the first value of each key that is compared, the packed result)."""
     results: dict[str, Any] = {
-        "filename": str(video),
+        "filename": _named(video),
         "start_index": 0,
         "label": -1,
         "modality": preprocessing.modality,
