@@ -245,7 +245,7 @@ def _undone_if_it_fails(plan: Plan, publication: Publication) -> Iterator[None]:
             left = leave_behind(publication.stage)
             raise RepositoryError(
                 f"{failed[0].filename} cannot be put back: {failed[0].strerror}",
-                hint=f"mend this and export to {plan.repo} again, which puts back what is in {left}",
+                hint=f"mend this and export to {plan.repo} again: it puts back what is in {left}",
             ) from failed[0]
         if isinstance(exc, OSError):
             raise RepositoryError(

@@ -388,7 +388,7 @@ def test_what_cannot_be_put_back_is_named_and_the_next_export_does_it(
         with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be put back") as caught:
             publish_one(repo)
     (left,) = tmp_path.glob(".repo.staging-*")
-    assert caught.value.hint.endswith(f"which puts back what is in {left}")
+    assert caught.value.hint.endswith(f"it puts back what is in {left}")
     assert not list(repo.rglob("2"))
     assert served_now(repo) == (OLD if stuck.startswith("tiny_") else {})
     recover(repo)
