@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from action_runtime import sampled, transforms, video
-from action_runtime.limits import DEFAULT
+from action_runtime.limits import DEFAULT, Limits
 from action_runtime.sampled import SampledFrames
 from action_runtime.spec import Contract
 from action_runtime.transforms import make_clips, pixel_library
@@ -23,7 +23,7 @@ from action_runtime.video_file import source
 from numpy.typing import NDArray
 
 from action_export.errors import DependencyError, VideoError
-from action_export.reference import Reference
+from action_export.reference import WHOLE_FRAMES, Reference, refused
 from action_export.types import Check
 
 # Of a picture that FFmpeg 4.1 and later ones round differently, on average over its pixels: nothing
@@ -125,7 +125,7 @@ def _examine(path: Path) -> Header:
         with source(path, DEFAULT) as file:
             return video.examine(file)
     except video.VideoError as exc:
-        raise VideoError(exc.message, hint=exc.hint) from exc
+        raise refused(exc) from exc
 
 
 def _compare(
@@ -135,7 +135,7 @@ def _compare(
 
     measure: of the differences within one decoded frame.
     """
-    decoded = _sample(reference.video, contract, full_size=True)
+    decoded = _sample(reference.video, contract, full_size=True, limits=WHOLE_FRAMES)
     assert decoded.frame_numbers is not None
     numbers = _distance(decoded.frame_numbers[decoded.frame_index], reference.sampled)
     pixels = math.inf
@@ -157,11 +157,13 @@ def _distance(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     return float((np.maximum(ours, theirs) - np.minimum(ours, theirs)).max())
 
 
-def _sample(path: Path, contract: Contract, *, full_size: bool = False) -> SampledFrames:
+def _sample(
+    path: Path, contract: Contract, *, full_size: bool = False, limits: Limits = DEFAULT
+) -> SampledFrames:
     try:
-        return sampled.sample_file(path, contract, full_size=full_size)
+        return sampled.sample_file(path, contract, full_size=full_size, limits=limits)
     except video.VideoError as exc:
-        raise VideoError(exc.message, hint=exc.hint) from exc
+        raise refused(exc) from exc
     except sampled.SamplingError as exc:
         raise VideoError(
             f"a client cannot sample {path}: {exc.message}",

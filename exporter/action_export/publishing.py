@@ -34,9 +34,11 @@ from action_runtime.spec import PARAMETER
 from action_export import pbtxt, repository
 from action_export.errors import RepositoryError
 from action_export.repository import Plan
-from action_export.staging import abandoned, alone, remove_if_empty
+from action_export.staging import abandoned, alone, leave_behind, remove_if_empty
 
 JOURNAL = "journal.json"
+UNDONE = "undone"
+"""Beside it: the publication failed and is to be undone, also what was committed."""
 
 _ROWS = ("pins", "before", "after")
 
@@ -112,7 +114,7 @@ class Publication:
     def is_committed(self) -> bool:
         """Also where a later export has replaced it; not where it was undone."""
         commit = self.before[-1]
-        if (self.stage / commit.source).exists():
+        if (self.stage / commit.source).exists() or (self.stage / UNDONE).exists():
             return False
         return _identity(self.repo / commit.target) != commit.instead_of
 
@@ -239,9 +241,11 @@ def _undone_if_it_fails(plan: Plan, publication: Publication) -> Iterator[None]:
         with alone(plan.repo):
             failed = publication.undo_all()
         if failed:
+            (publication.stage / UNDONE).touch()
+            left = leave_behind(publication.stage)
             raise RepositoryError(
                 f"{failed[0].filename} cannot be put back: {failed[0].strerror}",
-                hint=f"remove version {plan.version} of {', '.join(plan.names)} from {plan.repo}",
+                hint=f"mend this and export to {plan.repo} again: it puts back what is in {left}",
             ) from failed[0]
         if isinstance(exc, OSError):
             raise RepositoryError(

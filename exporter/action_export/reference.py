@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from action_runtime import video as video_file
+from action_runtime.limits import DEFAULT, VideoLimitError
 from action_runtime.sampling import Plan, distinct
 from action_runtime.spec import Contract, Scores
 from action_runtime.transforms import make_clips
@@ -23,6 +24,10 @@ from action_export.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     import torch
+
+WHOLE_FRAMES = replace(DEFAULT, memory=2**63)
+"""For frames as they are decoded, which mmaction2's pipeline holds all at once; a client keeps the
+shrunk ones, and has a limit for those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +158,7 @@ def check_video(video: Path) -> None:
     if not video.is_file():
         raise VideoError(f"there is no video file {video}", hint="check the path")
     try:
-        with av.open(str(video)) as container:
+        with av.open(_named(video)) as container:
             streams = len(container.streams.video)
     except (av.error.FFmpegError, OSError) as exc:
         raise VideoError(
@@ -161,6 +166,11 @@ def check_video(video: Path) -> None:
         ) from exc
     if not streams:
         raise VideoError(f"{video} has no video stream", hint=_OTHER_VIDEOS)
+
+
+def _named(video: Path) -> str:
+    """From the root, as FFmpeg takes what stands before a colon for a protocol."""
+    return str(video.absolute())
 
 
 _OTHER_VIDEOS = "name other videos (--videos proves, --calibration measures scales)"
@@ -171,7 +181,7 @@ def run_pipeline(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the first value of each key that is compared, the packed result)."""
     results: dict[str, Any] = {
-        "filename": str(video),
+        "filename": _named(video),
         "start_index": 0,
         "label": -1,
         "modality": preprocessing.modality,
@@ -232,10 +242,17 @@ def _video_frames(path: Path, numbers: ArrayLike) -> tuple[int, NDArray[np.uint8
         return Plan(frame_numbers=chosen, frame_index=np.arange(len(chosen), dtype=np.int32))
 
     try:
-        _, frames = video_file.read_frames(path, choose)
+        _, frames = video_file.read_frames(path, choose, limits=WHOLE_FRAMES)
     except video_file.VideoError as exc:
-        raise VideoError(exc.message, hint=exc.hint) from exc
+        raise refused(exc) from exc
     return total, frames
+
+
+def refused(exc: video_file.VideoError) -> VideoError:
+    """What a client says of a proof video. Its limits are options of a client, not of an export."""
+    limited = isinstance(exc, VideoLimitError)
+    hint = f"{_OTHER_VIDEOS}; of a client: {exc.hint}" if limited else exc.hint
+    return VideoError(exc.message, hint=hint)
 
 
 def _decode_flow(results: dict[str, Any]) -> dict[str, Any]:

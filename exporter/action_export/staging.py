@@ -57,6 +57,13 @@ def beside(repo: Path) -> Iterator[Path]:
         yield stage
 
 
+def leave_behind(stage: Path) -> Path:
+    """Keeps the folder of `beside` when its block ends; to the next export it is abandoned."""
+    left = Path(tempfile.mkdtemp(prefix=stage.name[: -len("12345678")], dir=stage.parent))
+    os.replace(stage, left)
+    return left
+
+
 @contextmanager
 def disk_errors(fact: str) -> Iterator[None]:
     """Turns what a disk or its permissions refuse into a RepositoryError; the rest is a bug."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from action_export.errors import ParityError, VideoError
 from action_export.reference import Reference, run_mmaction
 from action_export.types import ExportRequest
 from action_runtime import decoders, sampled, sampling, video, wire
+from action_runtime.limits import DEFAULT
 from support.encode import Encoding, encode, moving_shapes
 from support.tiny import (
     MODEL_2D,
@@ -174,6 +175,47 @@ def test_a_video_that_the_client_refuses_proves_nothing(
     row = replace(by_decord[0], video=clip)
     with pytest.raises(VideoError, match="does not announce how many frames"):
         verify_client_path((row,), tinies["PyAV"].contract)
+
+
+@pytest.fixture
+def default_limits() -> Iterator[Callable[..., None]]:
+    """Sets what every client has unless it is told otherwise."""
+    before = {name: getattr(DEFAULT, name) for name in ("memory", "frames")}
+
+    def give(**values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(DEFAULT, name, value)
+
+    yield give
+    give(**before)
+
+
+def test_frames_of_full_size_may_take_more_memory_than_a_client_sends(
+    tinies: Mapping[str, Tiny],
+    by_decord: tuple[Reference, ...],
+    tmp_path: Path,
+    default_limits: Callable[..., None],
+) -> None:
+    """As of a long clip in 4K, which mmaction2 has decoded and a client shrinks frame by frame."""
+    files = [PIPELINE_2D[SAMPLE], dict(type="RawFrameDecode"), *PIPELINE_2D[DECODE + 1 :]]
+    extracted = make(tmp_path, MODEL_2D, files)
+    sent = 3 * 36 * 128 * 3
+    assert sent < min(row.frames.nbytes for row in by_decord)
+    default_limits(memory=sent)
+    assert not failed(tinies["Decord"], by_decord)
+    assert not failed(extracted, references(extracted))
+
+
+def test_a_limit_of_clients_is_told_with_what_an_export_can_do(
+    tinies: Mapping[str, Tiny],
+    by_decord: tuple[Reference, ...],
+    default_limits: Callable[..., None],
+) -> None:
+    default_limits(frames=10)
+    with pytest.raises(VideoError, match="frames or more, and 10 are allowed") as caught:
+        verify_client_path(by_decord, tinies["Decord"].contract)
+    assert caught.value.hint.startswith("name other videos (--videos")
+    assert "of a client: to allow more" in caught.value.hint
 
 
 def test_optical_flow_is_in_no_file(tmp_path: Path) -> None:

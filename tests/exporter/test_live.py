@@ -182,5 +182,16 @@ def test_tensors_and_versions_are_read_back(
     assert "tiny has versions 1" in caught.value.message
 
 
+def test_no_proxy_of_the_environment_stands_before_the_server_of_the_proof(
+    server: Server, staged: Staged, pair: tuple[Reference, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    caller = Caller(url=server.grpc_url, staged=staged)
+    assert caller.read_back(pair[0]).passed
+
+
 def test_the_videos_of_these_tests_differ(pair: tuple[Reference, ...]) -> None:
     measure.require_distinguishable(pair, 1e-4)

@@ -81,7 +81,6 @@ def test_the_ir_is_published_and_nothing_else(exact: ExportResult) -> None:
     assert sorted(path.name for path in exact.repo.parent.iterdir()) == ["repo"]
 
 
-@pytest.mark.cpu
 def test_the_config_is_one_that_the_official_backend_loads(
     exact: ExportResult, hinted: ExportResult
 ) -> None:
@@ -95,6 +94,7 @@ def test_the_config_is_one_that_the_official_backend_loads(
     assert served_config(hinted)["parameters"]["HINT_BF16"] == {"string_value": "YES"}
 
 
+@pytest.mark.cpu
 def test_openvino_is_asked_whether_it_computes_in_bf16() -> None:
     listed = runtime.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert openvino.has_bf16() == ("BF16" in listed)
@@ -109,13 +109,13 @@ def test_weights_stay_in_float32(exact: ExportResult) -> None:
     assert not types & {"f16", "bf16"}
 
 
-@pytest.mark.cpu
 def test_the_ir_says_which_axis_is_the_batch(exact: ExportResult) -> None:
     model = runtime.Core().read_model(exact.repo / "exact_recognizer" / "1" / "model.xml")
     layouts = [port.node.layout for port in (*model.inputs, *model.outputs)]
     assert layouts == [runtime.Layout("N...")] * 2
 
 
+@pytest.mark.cpu
 def test_what_the_official_backend_may_compute_is_proved_too(
     exact: ExportResult, hinted: ExportResult
 ) -> None:

@@ -56,12 +56,12 @@ def exported(tiny: Tiny, module: torch.nn.Module, path: Path) -> Path:
     ).path
 
 
-@pytest.mark.cpu
 def verify(tiny: Tiny, path: Path, pair: tuple[Reference, ...]) -> dict[str, Check]:
     checks = parity.verify_graph(path, pair, tiny.tensors.clips, TOLERANCE)
     return {check.name: check for check in checks}
 
 
+@pytest.mark.cpu
 def test_the_right_graph_passes_on_every_batch_size(
     tiny: Tiny, right: Path, pair: tuple[Reference, ...]
 ) -> None:

@@ -365,14 +365,16 @@ def test_a_file_system_without_hard_links_is_published_to_and_undone(
     assert publish_one(repo).version == 2
 
 
-def test_what_cannot_be_put_back_is_named_and_the_rest_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stuck", ["tiny_preprocess/config.pbtxt", "tiny/config.pbtxt"])
+def test_what_cannot_be_put_back_is_named_and_the_next_export_does_it(
+    tmp_path: Path, stuck: str
 ) -> None:
     repo = second_version(tmp_path)
+    before = tree(tmp_path)
     real = Publication.undo
 
     def undo(self: Publication, operation: Operation) -> None:
-        if operation.target == "tiny_preprocess/config.pbtxt":
+        if operation.target == stuck:
             raise OSError(5, "Input/output error", operation.target)
         real(self, operation)
 
@@ -380,12 +382,17 @@ def test_what_cannot_be_put_back_is_named_and_the_rest_is(
         if number == SITUATIONS["version 2"].commit:
             raise OSError(5, "Input/output error", "somewhere")
 
-    monkeypatch.setattr(Publication, "undo", undo)
-    observe(monkeypatch, fail, nothing)
-    with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be put back") as caught:
-        publish_one(repo)
-    assert "remove version 2 of tiny_preprocess, tiny_recognizer, tiny" in caught.value.hint
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Publication, "undo", undo)
+        observe(monkeypatch, fail, nothing)
+        with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be put back") as caught:
+            publish_one(repo)
+    (left,) = tmp_path.glob(".repo.staging-*")
+    assert caught.value.hint.endswith(f"it puts back what is in {left}")
     assert not list(repo.rglob("2"))
+    assert served_now(repo) == (OLD if stuck.startswith("tiny_") else {})
+    recover(repo)
+    assert tree(tmp_path) == before
     assert served_now(repo) == OLD
 
 

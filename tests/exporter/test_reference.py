@@ -17,7 +17,7 @@ from action_export.errors import ConfigError, DependencyError, VideoError
 from action_export.mmaction_compat import quiet
 from action_export.optical_flow import flow_images
 from action_export.preprocess import Preprocessing, derive
-from action_export.reference import Reference, run_mmaction, run_pipeline
+from action_export.reference import Reference, _pipeline_of, run_mmaction, run_pipeline
 from action_export.types import ViewOptions
 from support.encode import encode, moving_shapes
 from support.tiny import (
@@ -68,6 +68,30 @@ def test_the_proof_reads_local_files_whatever_storage_the_config_names(
 
     remote = clips(io_backend="petrel", path_mapping={"/": "s3://nowhere/"}, enable_mc=False)
     np.testing.assert_array_equal(remote, clips())
+
+
+@pytest.mark.parametrize("decoder", ["Decord", "PyAV", "OpenCV", "RawFrame", "Flow"])
+def test_a_name_with_a_colon_is_opened_as_a_file(
+    tiny_3d: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    """FFmpeg takes what stands before a colon for a protocol."""
+    pipeline = deepcopy(PIPELINE_FLOW_3D if decoder == "Flow" else PIPELINE_3D)
+    if decoder == "RawFrame":
+        pipeline[INIT : DECODE + 1] = [pipeline[SAMPLE], dict(type="RawFrameDecode")]
+    elif decoder != "Flow":
+        pipeline[INIT], pipeline[DECODE] = (
+            dict(type=f"{decoder}Init"),
+            dict(type=f"{decoder}Decode"),
+        )
+    config = replace(tiny_3d.config, pipeline=tuple(pipeline))
+    if decoder == "Flow":
+        config = replace(config, modality="Flow", model=MODEL_FLOW_3D)
+    served = derive(config, ViewOptions())
+    monkeypatch.chdir(tmp_path)
+    named = Path("2024-05-01T12:30.mp4")
+    named.write_bytes(VIDEO.read_bytes())
+    clips, expected = (_pipeline_of(served, path)[1]["inputs"] for path in (named, VIDEO))
+    np.testing.assert_array_equal(clips.numpy(), expected.numpy())
 
 
 @pytest.fixture(scope="module")

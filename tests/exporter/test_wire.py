@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from action_export import manifest, repository
+from action_export import api, example, manifest, repository
 from action_export.errors import ParityError, UnsupportedError
 from action_export.image import image_notes
 from action_export.types import ExportRequest, Tensors
@@ -157,6 +157,18 @@ def test_the_configs_name_the_tensor_of_files_and_its_type(tmp_path: Path) -> No
         text = plan.texts[f"{model}/config.pbtxt"]
         assert 'name: "frames_jpeg"\n    data_type: TYPE_STRING\n    dims: [ -1 ]' in text
         assert '"frames"' not in text
+
+
+def test_every_bundled_clip_is_proved_as_jpeg_unless_videos_are_named(tmp_path: Path) -> None:
+    """What JPEG costs differs a hundredfold between them: two may pass where a third would not."""
+    asked = replace(request(wire="jpeg", proof="graph"), triton_repo=tmp_path / "repo")
+    result = api.export(asked)
+    check = {check.name: check for check in result.checks}["JPEG"]
+    assert len(example.CLIPS) == 5
+    assert check.detail == "5 videos"
+    assert 1e-3 < check.error < check.bound < 0.12
+    proved = {video["file"] for video in result.manifest["proof"]["videos"]}
+    assert proved == {clip.name for clip in example.CLIPS}
 
 
 def test_the_manifests_command_repeats_it() -> None:
