@@ -131,12 +131,13 @@ def test_either_videos_or_a_probe(arguments: list[str]) -> None:
 
 def test_the_async_client_probes_as_well(server: FakeTriton) -> None:
     async def check() -> None:
-        async with AsyncVideoClient(server.url, "moves", timeout_s=2) as client:
+        async with AsyncVideoClient(server.url, "moves") as client:
             await client.check_health()
             server.behaviour.infer_failures = [(grpc.StatusCode.INTERNAL, "dead")]
             with pytest.raises(ServerError, match="dead"):
                 await client.check_health()
-            server.behaviour.delay_s = 5
+        server.behaviour.delay_s = 5
+        async with AsyncVideoClient(server.url, "moves", timeout_s=2) as client:
             with pytest.raises((DeadlineError, ServerUnavailableError)):
                 await client.check_health()
 

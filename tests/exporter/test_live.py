@@ -143,7 +143,7 @@ def test_a_server_that_batches_nothing_is_told_of(
     monkeypatch.setattr(Caller, "ran", as_if_alone)
     proved = live._in_batches(caller, pair, 1e-4, 0.0)
     assert all(check.passed for check in proved.checks)
-    assert "no batch of several, 6 rounds" in proved.checks[-1].detail
+    assert f"no batch of several, {live._ROUNDS} rounds" in proved.checks[-1].detail
     assert "not proved" in proved.notes[0]
 
 
