@@ -103,12 +103,16 @@ class Publication:
                 remove_if_empty(target)
             case "move" if self.is_done(operation):
                 os.rename(target, self.stage / operation.source)
-            case "replace" if self.is_done(operation):
+            # Without a backup we have not replaced it: who publishes beside us may write the same.
+            case "replace" if self.is_done(operation) and self._has_backup(operation):
                 os.replace(self.stage / operation.backup, target)
 
     def is_done(self, operation: Operation) -> bool:
         """Whether what we brought is at its place, and nobody has put something else there."""
         return _identity(self.repo / operation.target) == operation.ours
+
+    def _has_backup(self, operation: Operation) -> bool:
+        return (self.stage / operation.backup).exists()
 
     @property
     def is_committed(self) -> bool:

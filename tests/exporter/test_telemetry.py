@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,11 @@ print(network([np.ones((1, 1), np.float32)])[0].item())
 """
 
 
-def run_at_a_new_users(script: str, tmp_path: Path) -> list[str]:
-    """What the script leaves in the home of a user who has never run anything."""
+def run_at_a_new_users(script: str, tmp_path: Path, *around: str) -> tuple[list[str], str]:
+    """What the script leaves in the home of a user who has never run anything, and what it prints.
+
+    around: a command that runs it.
+    """
     home, cwd = tmp_path / "home", tmp_path / "cwd"
     home.mkdir()
     cwd.mkdir()
@@ -71,15 +75,16 @@ def run_at_a_new_users(script: str, tmp_path: Path) -> list[str]:
     unset = (NO_TELEMETRY[0], "XDG_CACHE_HOME", "CI", "TF_BUILD", "JENKINS_URL")
     env = {name: value for name, value in os.environ.items() if name not in unset}
     done = subprocess.run(
-        [sys.executable, "-c", MODEL + script],
+        [*around, sys.executable, "-c", MODEL + script],
         env={**env, "HOME": str(home)},
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.stdout == "-1.0\n", done.stderr
-    return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+    assert done.stdout.startswith("-1.0\n"), done.stderr
+    left = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
+    return left, done.stdout.removeprefix("-1.0\n")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,24 @@ def run_at_a_new_users(script: str, tmp_path: Path) -> list[str]:
     ids=["exporter", "server", "openvino"],
 )
 def test_nothing_is_written_at_the_users(script: str, tmp_path: Path) -> None:
-    assert run_at_a_new_users(script, tmp_path) == []
+    assert run_at_a_new_users(script, tmp_path) == ([], "")
+
+
+# A network of its own, which leads nowhere; what the kernel has counted there comes last.
+ALONE = ("unshare", "--map-root-user", "--net")
+COUNTED = ("sh", "-c", '"$@"; grep ^Ip: /proc/net/snmp', "sh")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*ALONE, "true"], check=False).returncode != 0,
+    reason="no network of its own can be made here",
+)
+@pytest.mark.parametrize("script", [IN_THE_EXPORTER, IN_OPENVINO], ids=["exporter", "openvino"])
+def test_nobody_is_looked_for_in_the_network(script: str, tmp_path: Path) -> None:
+    _, counted = run_at_a_new_users(script, tmp_path, *ALONE, *COUNTED)
+    names, values = (line.split() for line in counted.splitlines())
+    assert dict(zip(names, values, strict=True))["OutNoRoutes"] == "0"
 
 
 def test_who_has_set_the_variable_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
