@@ -17,7 +17,7 @@ from action_export.job import Job, Proved
 from action_export.reference import Reference
 from action_export.source import RecognizerConfig, file_sha256
 from action_export.tensorrt import Engine
-from action_export.types import ExportRequest
+from action_export.types import SETTLE_S, ExportRequest
 
 SCHEMA = 1
 _PACKAGES = (
@@ -110,6 +110,7 @@ def command(request: ExportRequest) -> str:
         "--scores": request.scores if request.scores != "config" else None,
         "--wire": request.wire if request.wire != "raw" else None,
         "--jpeg-quality": request.jpeg_quality,
+        "--settle": request.settle_s if request.settle_s != SETTLE_S else None,
         "--format": request.format if request.format != "onnx" else None,
         "--accelerator": "tensorrt" if request.accelerate else None,
         "--builder-level": request.engine.level,

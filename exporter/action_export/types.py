@@ -23,6 +23,9 @@ Format = Literal["onnx", "openvino", "tensorrt"]
 Wire = Literal["raw", "jpeg"]
 Compatible = Literal["none", "ampere_plus", "same_compute_capability"]
 
+SETTLE_S = 20.0
+"""What an old version stays loaded beside a new one, unless something else is asked for."""
+
 DYNAMIC = -1
 """An axis of any length, in the notation of config.pbtxt."""
 
@@ -178,7 +181,7 @@ class ExportRequest:
     gpus: tuple[str, ...] = ()
     engine: EngineOptions = EngineOptions()
     model_version: int | None = None
-    settle_s: float = 20.0
+    settle_s: float = SETTLE_S
     cfg_options: tuple[str, ...] = ()
     trust_checkpoint: bool = False
     relabel: bool = False

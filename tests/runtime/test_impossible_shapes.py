@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from typing import Any
 
 import numpy as np
@@ -63,3 +64,13 @@ def test_only_who_looked_it_up_meanwhile_has_it(library: Library) -> None:
     with pytest.raises(ValueError, match="too big"):
         Library().make([2**62, 2, 2])
     assert not impossible_shapes.survive(lambda: np.zeros(1))
+
+
+def test_a_numpy_that_keeps_its_functions_elsewhere_is_told_and_not_failed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = importlib.import_module("numpy.core" if np.__version__[0] == "1" else "numpy._core")
+    monkeypatch.delattr(core.multiarray, "_ARRAY_API")
+    made = []
+    assert not impossible_shapes.survive(lambda: made.append(np.zeros(1)))
+    assert len(made) == 1

@@ -21,6 +21,7 @@ from action_export.cli.show import ProgressDisplay, next_commands, print_result
 from action_export.dependencies import EXPORT, require
 from action_export.errors import ActionExportError
 from action_export.types import (
+    SETTLE_S,
     EngineOptions,
     ExportRequest,
     ExportResult,
@@ -276,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--settle",
         type=_seconds,
-        default=20.0,
+        default=SETTLE_S,
         metavar="SECONDS",
         help="of a further version: how long the old one stays loaded beside it, in which servers "
         "that poll come to load the new one (default: %(default)g, as they poll every 15 s)",
