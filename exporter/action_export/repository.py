@@ -285,6 +285,11 @@ def _change_hint(before: Contract, contract: Contract, changed: list[str]) -> st
             "published differs from mmaction2 where the two decoders do, and older clients know "
             "no other; publish under a new --name"
         )
+    if before.wire is not None and before.wire.chroma == "halved" and contract.wire is not None:
+        return (
+            "its clients send JPEG with halved chroma, which an earlier action-export wrote and "
+            "which loses more than its bound on some videos; publish under a new --name"
+        )
     return "its clients would break; publish under a new --name"
 
 

@@ -16,7 +16,7 @@ from action_export import repository
 from action_export.errors import ContractChangedError, NameRefusedError, RepositoryError
 from action_export.repository import Names, check_name, published_labels
 from action_export.types import Device
-from action_runtime.spec import PARAMETER, Contract, Crop, KeepRatioResize, SampleFrames
+from action_runtime.spec import PARAMETER, Contract, Crop, Jpeg, KeepRatioResize, SampleFrames
 from google.protobuf import text_format
 from support.disk import open_folder, without_privileges
 from support.published import CONTRACT, NAMES, planned, publish_one, read_config, tree
@@ -326,6 +326,15 @@ def test_a_decoder_that_earlier_code_did_not_write_is_refused_with_the_reason(
     with pytest.raises(ContractChangedError, match="another contract: decoder would") as caught:
         planned(repo, replace(CONTRACT, reads_fps=False, decoder="pyav"))
     assert "an earlier action-export did not look at" in caught.value.hint
+    assert "--name" in caught.value.hint
+
+
+def test_jpeg_with_halved_chroma_is_not_continued_with_the_reason(tmp_path: Path) -> None:
+    repo = tmp_path / "repo"
+    publish_one(repo, replace(CONTRACT, wire=Jpeg(quality=95)))
+    with pytest.raises(ContractChangedError, match="another contract: wire would") as caught:
+        planned(repo, replace(CONTRACT, wire=Jpeg(quality=90, chroma="full")))
+    assert "halved chroma" in caught.value.hint
     assert "--name" in caught.value.hint
 
 
