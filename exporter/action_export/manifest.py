@@ -110,7 +110,7 @@ def command(request: ExportRequest) -> str:
         "--scores": request.scores if request.scores != "config" else None,
         "--wire": request.wire if request.wire != "raw" else None,
         "--jpeg-quality": request.jpeg_quality,
-        "--settle": request.settle_s if request.settle_s != SETTLE_S else None,
+        "--settle": f"{request.settle_s:g}" if request.settle_s != SETTLE_S else None,
         "--format": request.format if request.format != "onnx" else None,
         "--accelerator": "tensorrt" if request.accelerate else None,
         "--builder-level": request.engine.level,

@@ -684,7 +684,7 @@ def repeated(tiny: Tiny, labels: Path, repo: Path) -> list[str]:
         *(str(tiny.config_file), str(tiny.checkpoint)),
         *("--triton-repo", str(repo)),
         *("--name", "gestures", "--labels", str(labels)),
-        *("--triton-version", "24.10", "--opset", "18", "--proof", "graph"),
+        *("--triton-version", "24.10", "--opset", "18", "--settle", "0", "--proof", "graph"),
         *("--videos", *map(str, VIDEOS)),
     ]
 

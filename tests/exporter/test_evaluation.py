@@ -169,6 +169,9 @@ def of_runner(path: Path, checkpoint: Path) -> NDArray[np.float32]:
     cfg.work_dir = str(path.parent / "work_dir")
     cfg.load_from = str(checkpoint)
     cfg.log_level = "ERROR"
+    # mmengine keeps visualizers by this name, which else is the time in seconds: the next Runner of
+    # the same second would write into the folder of this one.
+    cfg.experiment_name = str(path.parent)
     with quiet():
         Runner.from_cfg(cfg).test()
     import_mmaction()  # Runner has put its own default scope in place
