@@ -58,6 +58,9 @@ def test_a_process_that_dies_at_once_was_seen_before(tmp_path: Path) -> None:
     assert watch.death() is None
     command = ["triton_python_backend_stub", str(folder / "model.py")]
     with subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE) as stub:
+        # Popen returns within the exec, when the kernel has not set the arguments yet.
+        while not Path(f"/proc/{stub.pid}/cmdline").read_bytes():
+            time.sleep(0.001)
         assert watch.death() is None
         stub.kill()
         os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
